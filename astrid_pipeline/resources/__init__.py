@@ -1,0 +1,1 @@
+"""Where things are kept, as Dagster resources: store, tracking, catalogue, archives."""

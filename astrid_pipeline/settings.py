@@ -1,0 +1,187 @@
+"""Every setting of AstrID, in one object read from `ASTRID_*` variables; all have working defaults.
+
+With nothing set, everything lives in a folder (`~/.astrid`) and runs on services that AstrID starts itself.
+Keys of an S3 store come from the usual AWS variables, so that no secret passes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from astrid_pipeline.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """What can be set. Each field is read from `ASTRID_<NAME>`, unless it names another variable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ASTRID_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        validate_default=True,
+    )
+
+    home: Path = Field(
+        default=Path("~/.astrid"),
+        description="Folder for everything AstrID keeps when no other place is named: store, database, logs.",
+    )
+    store: str = Field(
+        default="",
+        description="Where products are kept: a folder, or `s3://bucket/prefix`. "
+        "Default: `store` under the home.",
+    )
+    store_endpoint: str | None = Field(
+        default=None,
+        description="Address of the S3 server, where it is not Amazon's (Cloudflare R2: "
+        "`https://<account>.r2.cloudflarestorage.com`). Keys: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`.",
+    )
+    store_region: str = Field(default="auto", description="Region of the S3 server; `auto` suits R2.")
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL server, `postgresql://user:password@host:5432/postgres`. AstrID keeps three "
+        "databases on it (Dagster, MLflow, catalogue). Default: a server of its own under the home.",
+    )
+    database_prefix: str = Field(
+        default="",
+        pattern=r"^[a-z0-9_]*$",
+        description="Put before the names of the three databases (`dagster`, `mlflow`, `astrid`), for a "
+        "server that others use too.",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow server. Default: the database above, artifacts in the store.",
+    )
+    archive: str = Field(
+        default="simulated",
+        description="Archive of fields that name none: `simulated` or `folder:/path/to/fits/files`.",
+    )
+    executor: Literal["in_process", "multiprocess"] = Field(
+        default="in_process",
+        description="How the steps of one run are executed. `in_process` is fastest: runs go side by side.",
+    )
+    workers: int = Field(default=2, ge=1, description="How many runs go on at once.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where models run: `auto` takes a GPU if there is one, else `cpu`; or `cuda`, `cuda:1`.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address that the pages listen on.")
+    dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster page.")
+    mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow page.")
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Children of this process may run in other folders.
+        return value.expanduser().absolute()
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _store_place(cls, value: str) -> str:
+        if not value or value.startswith("s3://"):
+            return value.rstrip("/")
+        if "://" in value:
+            raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
+        return str(Path(value).expanduser().absolute())
+
+    @property
+    def store_url(self) -> str:
+        """The store's folder (absolute path) or `s3://bucket/prefix`."""
+        return self.store or str(self.home / "store")
+
+    @property
+    def postgres_folder(self) -> Path:
+        """Data folder of the embedded PostgreSQL server."""
+        return self.home / "postgres"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Folder that serves as `DAGSTER_HOME`: logs, artifacts of runs, a copy of `dagster.yaml`."""
+        return self.home / "dagster"
+
+
+def load_settings(**values: object) -> Settings:
+    """Return settings from the environment, `values` taking precedence.
+
+    Raises
+    ------
+    ConfigError
+        Naming the variable that cannot be used.
+    """
+    try:
+        return Settings(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = name if name.isupper() else f"ASTRID_{name.upper()}"
+        raise ConfigError(
+            f"cannot use this value: {first['msg']}",
+            where=variable,
+            remedy="see the README's configuration table",
+        ) from error
+
+
+_cached: Settings | None = None
+_lock = threading.Lock()
+
+
+def get_settings() -> Settings:
+    """Return the settings of this process, read once. A `.env` file in the working folder is read first.
+
+    Variables that are set already win over the file. The file fills the environment rather than only these
+    settings, because the keys for S3 and MLflow are read from there by their own libraries.
+    """
+    global _cached
+    with _lock:
+        if _cached is None:
+            from dotenv import load_dotenv
+
+            load_dotenv(Path.cwd() / ".env", override=False)
+            _cached = load_settings()
+        return _cached
+
+
+def reset_settings() -> None:
+    """Forget the cached settings, so that the next `get_settings` reads the environment again."""
+    global _cached
+    with _lock:
+        _cached = None
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """Return a copy of the environment in which a child process gets these very settings."""
+    environment = dict(os.environ)
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        variable = variable_name(name)
+        if value is None or value == "":
+            environment.pop(variable, None)
+        elif isinstance(value, SecretStr):
+            environment[variable] = value.get_secret_value()
+        elif name in settings.model_fields_set or value != field.default:
+            environment[variable] = str(value)
+    return environment
+
+
+def variable_name(name: str) -> str:
+    """Return the environment variable that the field `name` is read from."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"ASTRID_{name.upper()}"
+
+
+def settings_table() -> str:
+    """Return the README's configuration table (Markdown): variable, default, meaning."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        rows.append(f"| `{variable_name(name)}` | {default} | {field.description} |")
+    return "\n".join(rows)
