@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,11 @@ class Settings(BaseSettings):
     archive: str = Field(
         default="simulated",
         description="Archive of fields that name none: `simulated` or `folder:/path/to/fits/files`.",
+    )
+    first_night: date = Field(
+        default=date(2024, 1, 1),
+        description="First night that can be asked for. Nights times fields should stay below some 50,000, or "
+        "the Dagster page becomes slow.",
     )
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process",

@@ -1,7 +1,8 @@
 """The store: where products are kept. A folder, or a bucket that speaks S3; the same promises either way.
 
-A product is either whole under its key or not there: a write goes to a temporary name and is renamed (folder),
-or is one PUT that the server makes visible at its end (S3). `put_if_absent` lets one of many racing writers win.
+A product is either whole under its key or not there: a write goes to a temporary name and is renamed
+(folder), or is one PUT that the server makes visible at its end (S3). `put_if_absent` lets one of many
+racing writers win.
 """
 
 from __future__ import annotations
