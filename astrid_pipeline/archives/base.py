@@ -48,6 +48,8 @@ class Field:
         Where its exposures are, for `open_archive`.
     site_longitude:
         East longitude of the observatory, degrees; None (space, unknown) makes nights UTC dates.
+    reference:
+        What its reference images are made of: ``auto`` (earlier frames), or ``exposures:ID,ID,…``.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Field:
     filters: tuple[str, ...] = ()
     archive: str = "simulated"
     site_longitude: float | None = None
+    reference: str = "auto"
 
     def __post_init__(self) -> None:
         if self.name != safe_name(self.name):
@@ -131,6 +134,7 @@ OBSERVATIONS = TableSchema(
         Column("path", "string", "where the fetched file is, as a key of the store"),
         Column("size", "int64", "length of the file", "byte"),
         Column("sha256", "string", "digest of the file as fetched"),
+        Column("problem", "string", "why the file cannot be used; null where it can"),
     ),
     sort_by=("kind", "mjd", "exposure_id"),
 )
@@ -147,7 +151,7 @@ class Archive(Protocol):
         ...
 
     def calibrations(self, instrument: str, night: str) -> list[ExposureRecord]:
-        """Return bias, dark and flat frames usable that night; none if the archive serves calibrated frames."""
+        """Return bias, dark and flat frames usable that night; none where frames come calibrated."""
         ...
 
     def fetch(self, record: ExposureRecord, folder: Path) -> Path:
@@ -200,8 +204,8 @@ def open_archive(spec: str) -> Archive:
 def night_of(mjd: float, site_longitude: float | None = None) -> str:
     """Return the night that an MJD belongs to, YYYY-MM-DD.
 
-    A night runs from local mean noon to noon at the site's east longitude and bears the evening's date; without
-    a site it is the UTC date.
+    A night runs from local mean noon to noon at the site's east longitude and bears the evening's date;
+    without a site it is the UTC date.
 
     Raises
     ------
