@@ -67,9 +67,9 @@ class Settings(BaseSettings):
         description="Archive of fields that name none: `simulated` or `folder:/path/to/fits/files`.",
     )
     first_night: date = Field(
-        default=date(2024, 1, 1),
-        description="First night that can be asked for. Nights times fields should stay below some 50,000, or "
-        "the Dagster page becomes slow.",
+        default=date(2005, 1, 1),
+        description="First night that can be asked for. Keep nights times fields below some 50,000 (set this "
+        "later for a survey of many fields), or the Dagster page becomes slow.",
     )
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process",
