@@ -6,7 +6,6 @@ Keys of an S3 store come from the usual AWS variables, so that no secret passes 
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import threading
 from datetime import date
@@ -74,11 +73,6 @@ class Settings(BaseSettings):
     executor: Literal["in_process", "multiprocess"] = Field(
         default="in_process",
         description="How the steps of one run are executed. `in_process` is fastest: runs go side by side.",
-    )
-    first_night: dt.date = Field(
-        default=dt.date(2009, 1, 1),
-        description="First night that can be a partition. Later is quicker: Dagster's page slows down beyond "
-        "some 100,000 partitions (fields × nights).",
     )
     workers: int = Field(default=2, ge=1, description="How many runs go on at once.")
     device: str = Field(
