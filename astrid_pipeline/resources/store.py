@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -62,7 +62,7 @@ class Store(Protocol):
     def get_file(self, key: str, path: Path) -> Path:
         """Copy the object to `path` (all or nothing) and return it."""
 
-    def open_local(self, key: str) -> _LocalPath:
+    def open_local(self, key: str) -> AbstractContextManager[Path]:
         """Return a context that gives a readable local path of the object: itself, or a temporary copy."""
 
     def exists(self, key: str) -> bool:
@@ -79,11 +79,6 @@ class Store(Protocol):
 
     def location(self, key: str) -> str:
         """Return the object's path or address, for a person to open."""
-
-
-class _LocalPath(Protocol):
-    def __enter__(self) -> Path: ...
-    def __exit__(self, *details: object) -> bool | None: ...
 
 
 def check_key(key: str) -> str:
