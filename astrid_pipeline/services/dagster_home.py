@@ -1,0 +1,137 @@
+"""Dagster's own keeping: its event log in AstrID's PostgreSQL, its files under AstrID's home.
+
+`dagster.yaml` names the classes of this module. They take their addresses from `Settings`, so that the same file
+serves `dagster dev` with nothing set up, the launcher, and production.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+
+from astrid_pipeline.services import postgres
+from astrid_pipeline.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+#: Slots of the pools when nobody has set them: one model on the GPU at a time, two downloads from an archive (what
+#: public archives ask of one client). A person's choice on the Dagster page stays.
+POOLS: Mapping[str, int] = {"gpu": 1, "archive": 2}
+
+
+class AstridStorage(DagsterPostgresStorage):
+    """Dagster's storage in the database `dagster` of the server that the settings name, or the embedded one."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Take no configuration: the settings say where."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> AstridStorage:
+        """Return the storage; the server is started, the database and its tables are made, if need be."""
+        storage = cls(inst_data=inst_data, postgres_url=postgres.database_url("dagster"))
+        known = {pool.name for pool in storage.event_log_storage.get_pool_limits()}
+        for name, slots in POOLS.items():
+            if name not in known:
+                storage.event_log_storage.set_concurrency_slots(name, slots)
+        return storage
+
+    # The stock class would hand out parts that read this class's configuration as PostgreSQL's.
+    @property
+    def event_storage_data(self) -> None:
+        """Return None: the parts come with the whole."""
+
+    @property
+    def run_storage_data(self) -> None:
+        """Return None: the parts come with the whole."""
+
+    @property
+    def schedule_storage_data(self) -> None:
+        """Return None: the parts come with the whole."""
+
+
+class AstridArtifacts(LocalArtifactStorage):
+    """Files of runs under AstrID's home."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Take no configuration: the settings say where."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> AstridArtifacts:
+        """Return the storage."""
+        return cls(base_dir=str(get_settings().dagster_home), inst_data=inst_data)
+
+
+class AstridLogs(LocalComputeLogManager):
+    """What the steps print, under AstrID's home."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Take no configuration: the settings say where."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> AstridLogs:
+        """Return the log manager."""
+        return cls(base_dir=str(get_settings().dagster_home / "logs"), inst_data=inst_data)
+
+
+class AstridRunCoordinator(QueuedRunCoordinator):
+    """Dagster's queue, with as many runs at once as `ASTRID_WORKERS` says."""
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]
+    ) -> AstridRunCoordinator:
+        """Return the coordinator."""
+        limit = {"max_concurrent_runs": get_settings().workers}
+        return super().from_config_value(inst_data, {**limit, **config_value})
+
+
+def prepare_dagster_home(settings: Settings | None = None) -> Path:
+    """Make the folder for `DAGSTER_HOME`, with the current `dagster.yaml` in it, and return it."""
+    home = (settings or get_settings()).dagster_home
+    (home / ".nux").mkdir(parents=True, exist_ok=True)
+    # Its presence keeps Dagster's welcome window away.
+    (home / ".nux" / "nux.yaml").touch()
+    text = resources.files("astrid_pipeline.services").joinpath("dagster.yaml").read_text()
+    target = home / "dagster.yaml"
+    if not target.exists() or target.read_text() != text:
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        temporary.write_text(text)
+        os.replace(temporary, target)
+    return home
+
+
+@contextmanager
+def dagster_instance() -> Iterator[DagsterInstance]:
+    """Give the Dagster instance of this home, for commands that run or ask without the page.
+
+    `DAGSTER_HOME` is set for this process and stays set, because runs launched from it need it.
+    """
+    from dagster import DagsterInstance
+
+    os.environ["DAGSTER_HOME"] = str(prepare_dagster_home())
+    with DagsterInstance.get() as instance:
+        yield instance
