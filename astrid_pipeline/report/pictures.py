@@ -47,6 +47,7 @@ def quad_png(
     *,
     max_px: int = 1200,
     numbered: int = 0,
+    levels: int | None = None,
 ) -> bytes:
     """Return science | reference | difference | score side by side, candidates marked, as PNG.
 
@@ -61,8 +62,10 @@ def quad_png(
         Width of the whole picture.
     numbered:
         Number the first so many rows, as a table beside the picture does.
+    levels:
+        Steps of each colour scale, for a smaller file; default: all colours.
     """
-    return _png(_quad(difference, candidates, title, max_px, numbered))
+    return _png(_quad(difference, candidates, title, max_px, numbered), levels)
 
 
 def thumb_png(
