@@ -1,0 +1,443 @@
+"""Pairs of calibrated frames of one field at two epochs, on one grid, with the truth of what changed between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from astropy.wcs import WCS
+
+from astrid_pipeline.errors import ConfigError
+from astrid_pipeline.imaging.frame import Frame
+from astrid_pipeline.imaging.mask import MaskArray
+from astrid_pipeline.imaging.psf_model import PSF
+from astrid_pipeline.simulation import changes, detector, spoil
+from astrid_pipeline.simulation.psf import SkyPSF, constant_psf, varying_psf
+from astrid_pipeline.simulation.sky import draw_galaxies, draw_magnitudes, render
+from astrid_pipeline.simulation.truth import ideal_flux_error, table
+
+#: Magnitude of a source of one electron in the reference.
+ZERO_POINT = 25.0
+
+#: Sources are drawn this far outside the frame too, px: their light reaches in, and shifts bring them in.
+MARGIN = 48
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What a simulated pair is like. Numbers "a megapixel" scale with the frame; lengths are pixels.
+
+    Attributes
+    ----------
+    science_fwhm, reference_fwhm, beta:
+        Moffat PSFs (before the pixel's box).
+    psf_variation, psf_ellipticity:
+        FWHM varies by ± the first over the frame, ellipticity up to the second; 0 and 0: constant and round.
+    reference_depth:
+        The reference is the mean of so many exposures like the science frame.
+    flux_ratio:
+        Electrons of a star in the science frame over those in the reference.
+    clouds:
+        Share of the light that clouds take from the science frame besides.
+    sky, read_noise, full_well, gradient:
+        Electrons; the gradient is the sky's relative change over the science frame, corner to corner.
+    shift, distortion:
+        The reference is displaced by `shift` (dx, dy) and, smoothly over the frame, by `distortion` rms per axis.
+    stars, galaxies:
+        Of magnitudes `bright_star` to 22, and 15 to 21.5, a megapixel; counts grow as 10^(0.2 m), as
+        they do towards the galactic poles, and as 10^(0.4 m).
+    transients, variables, movers:
+        True changes a megapixel; S/N log-uniform in `snr`. `on_galaxy` and `fading` are shares of the transients.
+    trail_length:
+        Movers' trails are log-uniform in this range.
+    cosmic_rays, bad_columns, hot_pixels, ghosts, dipoles, trails:
+        Artefacts a megapixel in the science frame (`trails`, satellites, and `edges` are per frame). Cosmic rays
+        and columns are not in the reference, whose exposures were clipped.
+    masked:
+        Share of the artefacts that the mask covers. Saturated and bled pixels always are, unless
+        `saturation_masked` is False.
+    variance:
+        "true": the expected variance of each pixel; "data": estimated from the pixel itself, as calibration does it;
+        "none": left to be measured.
+    psf:
+        "true": frames carry their PSF; "none": left to be measured.
+    """
+
+    science_fwhm: float = 2.4
+    reference_fwhm: float = 2.0
+    beta: float = 3.5
+    psf_variation: float = 0.0
+    psf_ellipticity: float = 0.0
+    reference_depth: int = 5
+    flux_ratio: float = 0.8
+    clouds: float = 0.0
+    sky: float = 200.0
+    read_noise: float = 5.0
+    full_well: float = 60_000.0
+    gradient: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    distortion: float = 0.0
+    stars: float = 2500.0
+    galaxies: float = 400.0
+    bright_star: float = 9.0
+    transients: float = 100.0
+    variables: float = 0.0
+    movers: float = 0.0
+    snr: tuple[float, float] = (3.0, 50.0)
+    on_galaxy: float = 0.5
+    fading: float = 0.0
+    trail_length: tuple[float, float] = (1.5, 25.0)
+    cosmic_rays: float = 0.0
+    bad_columns: float = 0.0
+    hot_pixels: float = 0.0
+    ghosts: float = 0.0
+    dipoles: float = 0.0
+    trails: int = 0
+    edges: int = 0
+    masked: float = 1.0
+    saturation_masked: bool = True
+    variance: str = "true"
+    psf: str = "true"
+    pixel_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("true", "data", "none") or self.psf not in ("true", "none"):
+            raise ConfigError(
+                f"variance={self.variance!r}, psf={self.psf!r} is not known",
+                where="simulate_pair",
+                remedy='use variance "true", "data" or "none" and psf "true" or "none"',
+            )
+
+
+#: The six cases that difference imaging is compared on (1024²; 100 transients of S/N 3-50).
+CASES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "clean": {},
+        "shift10": {"shift": (0.10, 0.0)},
+        "shift25": {"shift": (0.25, 0.0)},
+        "refbroad": {"science_fwhm": 2.1, "reference_fwhm": 2.7},
+        "varpsf": {"psf_variation": 0.12, "psf_ellipticity": 0.15},
+        "real": {
+            "psf_variation": 0.12,
+            "psf_ellipticity": 0.15,
+            "distortion": 0.08,
+            "gradient": 0.15,
+            "cosmic_rays": 60.0,
+            "bad_columns": 3.0,
+            "trails": 1,
+            "masked": 0.0,
+        },
+    }
+)
+
+#: The frame size of the cases.
+CASE_SHAPE = (1024, 1024)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedPair:
+    """Two calibrated frames on one grid, and the truth.
+
+    Attributes
+    ----------
+    science, reference:
+        Electrons (the reference's: per exposure of its mean), sky left in.
+    truth:
+        A table of `truth.TRUTH`, true changes first, then artefacts.
+    science_psf, reference_psf:
+        The true PSFs, whatever the frames carry.
+    artefacts:
+        (height, width) int32: mask bits where artefacts really are, masked or not.
+    options:
+        How it was made.
+    """
+
+    science: Frame
+    reference: Frame
+    truth: pd.DataFrame
+    science_psf: PSF
+    reference_psf: PSF
+    artefacts: MaskArray
+    options: PairOptions
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """The truth without the artefacts."""
+        return self.truth[self.truth["kind"] != "artefact"].reset_index(drop=True)
+
+
+def random_options(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw options of one pair as nights of many small and middling telescopes would give them, for training.
+
+    Every kind of change and of artefact occurs, masked or not; seeing, depth, sky, registration and PSF vary.
+    """
+    seeing = float(rng.uniform(1.9, 4.0))
+    angle, shift = rng.uniform(0, 2 * np.pi), abs(rng.normal(0, 0.08))
+    clear = rng.random() < 0.85
+    return {
+        "science_fwhm": seeing,
+        "reference_fwhm": float(np.clip(seeing * rng.lognormal(-0.1, 0.15), 1.8, 4.5)),
+        "beta": float(rng.uniform(2.6, 4.5)),
+        "psf_variation": float(rng.uniform(0, 0.12)),
+        "psf_ellipticity": float(rng.uniform(0, 0.15)),
+        "reference_depth": int(rng.integers(3, 21)),
+        "flux_ratio": float(rng.uniform(0.6, 1.3)),
+        "clouds": 0.0 if clear else float(rng.uniform(0.1, 0.6)),
+        "sky": float(np.exp(rng.uniform(np.log(40), np.log(2500)))),
+        "read_noise": float(rng.uniform(3, 12)),
+        "gradient": float(abs(rng.normal(0, 0.08))),
+        "shift": (float(shift * np.cos(angle)), float(shift * np.sin(angle))),
+        "distortion": float(abs(rng.normal(0, 0.05))),
+        "stars": float(np.exp(rng.uniform(np.log(700), np.log(6000)))),
+        "galaxies": float(rng.uniform(200, 700)),
+        "transients": 60.0,
+        "variables": 30.0,
+        "movers": 25.0,
+        "fading": 0.25,
+        "on_galaxy": 0.6,
+        "cosmic_rays": float(rng.uniform(10, 80)),
+        "bad_columns": float(rng.uniform(0, 3)),
+        "hot_pixels": float(rng.uniform(0, 40)),
+        "ghosts": float(rng.uniform(0, 6)),
+        "dipoles": float(rng.uniform(0, 20)),
+        "trails": int(rng.random() < 0.15),
+        "edges": int(rng.random() < 0.2),
+        # Calibration finds most artefacts, seldom all.
+        "masked": float(rng.choice([0.0, 0.5, 0.8, 0.95])),
+        "variance": "data",
+    }
+
+
+def simulate_pair(
+    rng: np.random.Generator, shape: tuple[int, int] = (512, 512), **options: Any
+) -> SimulatedPair:
+    """Make up a pair of calibrated frames; see `PairOptions` for what can be chosen, `CASES` for known choices.
+
+    Raises
+    ------
+    ConfigError
+        If an option is not known.
+    """
+    unknown = set(options) - {f.name for f in dataclasses.fields(PairOptions)}
+    if unknown:
+        raise ConfigError(
+            f"unknown option {', '.join(sorted(unknown))}",
+            where="simulate_pair",
+            remedy="see the fields of simulation.pairs.PairOptions",
+        )
+    return _Builder(rng, (int(shape[0]), int(shape[1])), PairOptions(**options)).build()
+
+
+class _Builder:
+    """The steps of one pair, in the order in which light meets them."""
+
+    def __init__(self, rng: np.random.Generator, shape: tuple[int, int], options: PairOptions) -> None:
+        self.rng, self.shape, self.o = rng, shape, options
+        self.area = shape[0] * shape[1] / 2**20
+        self.scale = options.flux_ratio * (1 - options.clouds)  # science electrons per reference electron
+        self.science_psf = self._psf(options.science_fwhm)
+        self.reference_psf = self._psf(options.reference_fwhm)
+        self.warp = _Warp(rng, shape, options.shift, options.distortion)
+
+    def build(self) -> SimulatedPair:
+        o = self.o
+        stars, galaxies = self._catalogue()
+        stars_then = self.warp.table(
+            changes.displace_some(self.rng, stars, self._count(o.dipoles), self.shape)
+        )
+        science = self._draw(self.science_psf, [stars, galaxies], self.scale)
+        reference = self._draw(self.reference_psf, [stars_then, self.warp.table(galaxies)], 1.0)
+        science += self._sky(o.gradient)
+        reference += np.float32(o.sky)
+
+        planted = changes.plant(self._scene(science, reference), stars, galaxies, o, self._count)
+        render(
+            science,
+            planted[planted["flux_science"] != 0].assign(flux=lambda t: t["flux_science"]),
+            self.science_psf,
+        )
+        then = self.warp.table(planted[planted["flux_reference"] != 0])
+        render(reference, then.assign(flux=then["flux_reference"]), self.reference_psf)
+
+        spoiled = spoil.spoil(self.rng, science, o, self._count, stars_then, stars)
+        science_frame = self._expose(science, spoiled, 1)
+        reference_frame = self._expose(reference, None, o.reference_depth)
+        science_psf, reference_psf = self.science_psf.model(), self.reference_psf.model()
+        rows = changes.rows(planted) + spoiled.rows
+        truth = self._measure(table(rows), science_frame, reference_frame, science_psf, reference_psf)
+        keep = {"true": "variance", "data": "variance", "none": ""}[o.variance]
+        frames = []
+        for frame, psf in ((science_frame, science_psf), (reference_frame, reference_psf)):
+            variance = frame.variance if keep else None
+            if o.variance == "data":
+                gain, read = frame.meta["gain"], frame.meta["read_noise"]
+                variance = np.maximum(frame.data, 0) / gain + np.float32((read / gain) ** 2)
+            frames.append(frame.replace(variance=variance, psf=psf if o.psf == "true" else None))
+        return SimulatedPair(frames[0], frames[1], truth, science_psf, reference_psf, spoiled.artefacts, o)
+
+    def _psf(self, fwhm: float) -> SkyPSF:
+        o = self.o
+        if o.psf_variation or o.psf_ellipticity:
+            return varying_psf(
+                self.rng,
+                self.shape,
+                fwhm,
+                variation=o.psf_variation,
+                ellipticity=o.psf_ellipticity,
+                beta=o.beta,
+            )
+        return constant_psf(self.shape, fwhm, beta=o.beta)
+
+    def _count(self, per_megapixel: float) -> int:
+        """Return how many of something there are: the expected number, its fraction decided by chance."""
+        return int(per_megapixel * self.area + self.rng.random())
+
+    def _catalogue(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        height, width = self.shape
+        grown = (height + 2 * MARGIN) * (width + 2 * MARGIN) / 2**20
+
+        def place(table: pd.DataFrame) -> pd.DataFrame:
+            table["x"] = self.rng.uniform(-MARGIN, width + MARGIN, len(table))
+            table["y"] = self.rng.uniform(-MARGIN, height + MARGIN, len(table))
+            table["flux"] = 10 ** (0.4 * (ZERO_POINT - table["mag"]))
+            return table
+
+        n_stars, n_galaxies = (int(self.rng.poisson(n * grown)) for n in (self.o.stars, self.o.galaxies))
+        stars = pd.DataFrame({"mag": draw_magnitudes(self.rng, n_stars, self.o.bright_star, 22.0, 0.2)})
+        galaxies = draw_galaxies(self.rng, n_galaxies, 15.0, 21.5, pixel_scale=self.o.pixel_scale)
+        return place(stars), place(galaxies)
+
+    def _draw(self, psf: SkyPSF, tables: list[pd.DataFrame], scale: float) -> npt.NDArray[np.float32]:
+        image = np.zeros(self.shape, np.float32)
+        for sources in tables:
+            render(image, sources.assign(flux=sources["flux"] * scale), psf)
+        return image
+
+    def _sky(self, gradient: float) -> npt.NDArray[np.float32]:
+        v, u = np.meshgrid(*(np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in self.shape), indexing="ij")
+        angle = self.rng.uniform(0, 2 * math.pi)
+        slope = gradient / (abs(math.cos(angle)) + abs(math.sin(angle)))
+        # Clouds scatter light as well as take it.
+        level = self.o.sky * (1 + 0.5 * self.o.clouds)
+        return (level * (1 + slope * (u * math.cos(angle) + v * math.sin(angle)))).astype(np.float32)
+
+    def _scene(self, science: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> changes.Scene:
+        o = self.o
+        return changes.Scene(
+            self.rng,
+            science + np.float32(o.read_noise**2),
+            (reference + np.float32(o.read_noise**2)) / np.float32(o.reference_depth),
+            self.science_psf.model(),
+            self.reference_psf.model(),
+            self.scale,
+            o.science_fwhm,
+            o.full_well,
+        )
+
+    def _expose(
+        self, expected: npt.NDArray[np.float32], spoiled: spoil.Spoiled | None, exposures: int
+    ) -> Frame:
+        o = self.o
+        science = spoiled is not None
+        data = detector.photon_noise(self.rng, expected, exposures)
+        variance = (expected + np.float32(o.read_noise**2)) / np.float32(exposures)
+        if spoiled is not None:
+            spoiled.add_hits(data, variance)
+        saturated, bled = detector.bleed(data, o.full_well)
+        data += self.rng.standard_normal(self.shape, np.float32) * np.float32(
+            o.read_noise / math.sqrt(exposures)
+        )
+        if spoiled is None:
+            mask = spoil.saturation_mask(saturated, bled)
+        else:
+            spoiled.add_bleeding(saturated, bled, o.saturation_masked)
+            mask = spoiled.mask
+        scale = self.scale if science else 1.0
+        meta = {
+            "exposure_id": "science" if science else "reference",
+            "mjd": 61000.0 if science else 60940.0,
+            "exposure": 60.0,
+            "filter": "r",
+            "instrument": "simulated",
+            "unit": "electron",
+            # One unit of a mean of n exposures stands for n electrons that were counted.
+            "gain": float(exposures),
+            "read_noise": o.read_noise * math.sqrt(exposures),
+            "saturation": o.full_well,
+            "zero_point": ZERO_POINT + 2.5 * math.log10(scale),
+            "zero_point_source": "simulation",
+            "pixel_scale": o.pixel_scale,
+        }
+        return Frame(data, variance, mask, wcs=_wcs(self.shape, o.pixel_scale), meta=meta)
+
+    def _measure(
+        self, truth: pd.DataFrame, science: Frame, reference: Frame, psf: PSF, psf_reference: PSF
+    ) -> pd.DataFrame:
+        """Fill in S/N from the true noise, and what the mask covers."""
+        if not len(truth):
+            return truth
+        assert science.variance is not None
+        assert reference.variance is not None
+        x, y = truth["x"].to_numpy(), truth["y"].to_numpy()
+        alone = ideal_flux_error(x, y, psf, science.variance)
+        both = ideal_flux_error(
+            x, y, psf, science.variance, (psf_reference, reference.variance, 1 / self.scale)
+        )
+        # A trail is matched with a trail; what is larger than that has no one S/N.
+        flux = truth["flux"].abs() * np.where(
+            truth["kind"] == "moving", changes.trail_loss(truth["length"].fillna(0), self.o.science_fwhm), 1.0
+        )
+        flux[truth["class"].isin(spoil.EXTENDED)] = np.nan
+        columns = np.clip(np.rint(x).astype(int), 0, self.shape[1] - 1)
+        rows = np.clip(np.rint(y).astype(int), 0, self.shape[0] - 1)
+        return truth.assign(
+            snr=flux / both, snr_science=flux / alone, masked=science.mask[rows, columns] != 0
+        )
+
+
+class _Warp:
+    """Where a source of the science frame stands in the reference: a shift and a smooth distortion."""
+
+    def __init__(
+        self, rng: np.random.Generator, shape: tuple[int, int], shift: tuple[float, float], distortion: float
+    ) -> None:
+        self.shape, self.shift = shape, shift
+        # Waves of one to two periods over the frame: what is left after a good low-order fit.
+        self.waves = rng.normal(0, 1, (2, 3, 2)), rng.uniform(0, 2 * np.pi, (2, 3))
+        self.distortion = distortion
+
+    def table(self, sources: pd.DataFrame) -> pd.DataFrame:
+        x, y = sources["x"].to_numpy(), sources["y"].to_numpy()
+        dx, dy = (self._wave(axis, x, y) + self.shift[axis] for axis in (0, 1))
+        return sources.assign(x=x + dx, y=y + dy)
+
+    def _wave(
+        self, axis: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        if not self.distortion:
+            return np.zeros(len(x))
+        direction, phase = self.waves[0][axis], self.waves[1][axis]
+        angle = np.arctan2(direction[:, 1], direction[:, 0])
+        u, v = x / self.shape[1], y / self.shape[0]
+        total = np.zeros(len(x))
+        for a, p, periods in zip(angle, phase, (0.7, 1.2, 1.8), strict=True):
+            total += np.sin(2 * np.pi * periods * (u * np.cos(a) + v * np.sin(a)) + p)
+        # Three sines of amplitude 1 have an rms of √(3/2).
+        return self.distortion * total / math.sqrt(1.5)
+
+
+def _wcs(shape: tuple[int, int], pixel_scale: float) -> WCS:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [150.0, 2.0]
+    wcs.wcs.crpix = [(shape[1] + 1) / 2, (shape[0] + 1) / 2]
+    wcs.wcs.cdelt = [-pixel_scale / 3600, pixel_scale / 3600]
+    wcs.wcs.set()
+    return wcs
