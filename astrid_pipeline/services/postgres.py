@@ -303,6 +303,22 @@ def _ensure_database(server: URL, url: URL) -> None:
         connection.close()
 
 
+@contextmanager
+def advisory_lock(name: str, purpose: str, settings: Settings | None = None) -> Iterator[None]:
+    """Hold a lock in the database `name` that one process has at a time; it ends with the process."""
+    import psycopg2
+    from sqlalchemy.engine import make_url
+
+    connection = psycopg2.connect(_dsn(make_url(database_url(name, settings))))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(hashtext('astrid'), hashtext(%s))", (purpose,))
+        yield
+    finally:
+        connection.close()
+
+
 def _dsn(url: URL) -> str:
     from psycopg2.extensions import make_dsn
 
