@@ -1,0 +1,168 @@
+"""The commands about fields and nights: demo, dev, ingest, run, backfill, status."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrid_pipeline.cli import fields
+from astrid_pipeline.cli.console import out
+from astrid_pipeline.errors import ConfigError
+
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-w", min=1, help="How many runs go on at once. Default: ASTRID_WORKERS, or 2."
+    ),
+]
+_FieldName = Annotated[
+    str, typer.Argument(metavar="FIELD", help="Name of the field, as in `astrid field list`.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("demo")(demo)
+    app.command("dev")(dev)
+    app.add_typer(fields.app, name="field")
+    app.command("ingest")(ingest)
+    app.command("run")(run)
+    app.command("backfill")(backfill)
+    app.command("status")(status)
+
+
+def demo(
+    workers: _Workers = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", help="Folder for everything the demo makes. Default: ASTRID_HOME."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="One field and two nights only: a first look in about two minutes."),
+    ] = False,
+) -> None:
+    """Take a simulated survey from raw frames to detections, and train a model on what was found.
+
+    Two fields, four nights, two filters, three exposures each: raw frames with bias, darks and flats, clouds, cosmic
+    rays, bad columns, a satellite trail, supernovae, variable stars and asteroids. Ends with a table of what was found
+    and missed, and with the lines that open the results. Run again, it does nothing twice.
+
+    Examples:
+
+    - `astrid demo` takes about ten minutes on two cores
+
+    - `astrid demo --quick` for a first look
+
+    - `astrid demo --home /tmp/astrid-demo` keeps it apart from your own data
+    """
+    from astrid_pipeline import driver
+
+    driver.demo(console=out, workers=_workers(workers), home=home, quick=quick)
+
+
+def dev() -> None:
+    """Start everything a person works with, and say where; Ctrl-C ends all of it.
+
+    The database, the Dagster page with its daemon (port 3000) and MLflow (port 5000). Ports, store and servers are
+    set by ASTRID_* variables; see the README's table.
+
+    Examples:
+
+    - `astrid dev`
+
+    - `ASTRID_DAGSTER_PORT=3001 astrid dev` if 3000 is taken
+    """
+    from astrid_pipeline.services.dev import run_dev
+
+    raise typer.Exit(run_dev() or 0)
+
+
+def ingest(
+    field: Annotated[
+        str | None, typer.Argument(metavar="[FIELD]", help="Name of the field. Default: all fields.")
+    ] = None,
+) -> None:
+    """Look in the archive for new exposures of a field, and fetch them.
+
+    Examples:
+
+    - `astrid ingest` looks for all fields
+
+    - `astrid ingest m31-north`
+    """
+    from astrid_pipeline import driver
+
+    driver.ingest(field=field, console=out)
+
+
+def run(
+    field: _FieldName,
+    night: Annotated[str, typer.Argument(metavar="NIGHT", help="Date of the evening, YYYY-MM-DD.")],
+) -> None:
+    """Make one night of one field: from its raw exposures to detections.
+
+    What is there already is made again, and replaces itself.
+
+    Examples:
+
+    - `astrid run m31-north 2026-03-14`
+    """
+    from astrid_pipeline import driver
+
+    driver.run(field=field, night=_night(night), console=out)
+
+
+def backfill(
+    field: _FieldName,
+    start: Annotated[str, typer.Argument(metavar="START", help="First night, YYYY-MM-DD.")],
+    end: Annotated[str, typer.Argument(metavar="END", help="Last night, YYYY-MM-DD; it is made too.")],
+    workers: _Workers = None,
+) -> None:
+    """Make all nights of a field in a range, side by side, earlier nights first.
+
+    Nights without exposures are skipped; a night that fails is named at the end, the others are made.
+
+    Examples:
+
+    - `astrid backfill m31-north 2026-03-01 2026-03-31 --workers 4`
+    """
+    from astrid_pipeline import driver
+
+    first, last = _night(start), _night(end)
+    if last < first:
+        raise ConfigError(f"the last night, {last}, is before the first, {first}", remedy="exchange the two")
+    driver.backfill(field=field, start=first, end=last, workers=_workers(workers), console=out)
+
+
+def status() -> None:
+    """Say what there is: fields, nights made and failed, detections, models, and where it is kept.
+
+    Examples:
+
+    - `astrid status`
+    """
+    from astrid_pipeline import driver
+
+    driver.status(console=out)
+
+
+def _workers(given: int | None) -> int:
+    if given is not None:
+        return given
+    from astrid_pipeline.settings import get_settings
+
+    return get_settings().workers
+
+
+def _night(text: str) -> str:
+    """Return YYYY-MM-DD, or raise ConfigError."""
+    try:
+        return dt.date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is not a night", remedy="write the evening's date as YYYY-MM-DD"
+        ) from error
