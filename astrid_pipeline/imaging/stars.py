@@ -1,0 +1,397 @@
+"""Finding what shines in a frame, and which of it are stars fit to measure with.
+
+sep (Source Extractor's algorithms) finds and deblends; positions and widths are then measured again, for all
+sources at once, with a Gaussian window of the stars' own width, so that they do not depend on where an isophote
+happens to lie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from astrid_pipeline.errors import PixelError
+from astrid_pipeline.imaging.background import measure_background
+from astrid_pipeline.imaging.frame import Frame, Image
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+
+_Float = npt.NDArray[np.float64]
+_Bool = npt.NDArray[np.bool_]
+
+#: FWHM of a Gaussian of standard deviation 1.
+GAUSS = 2.354820
+#: A pixel over this many sigma, and `MIN_AREA` of them together, make a source.
+MIN_AREA = 5
+#: Below this width nothing has passed an optical system: a single pixel's window width is 0.29 px, a cosmic ray's
+#: mostly below 0.6, the sharpest PSF that a matched filter can use (FWHM 1.3 px) 0.62.
+MIN_SIGMA = 0.6
+#: The share of the saturation level above which a star's peak is not trusted to be linear.
+LINEAR = 0.85
+#: Stars are told from galaxies and blends by their width only where the noise leaves that to 5 %.
+MIN_SNR = 20.0
+#: How far a star's width may lie from the other stars' (relative), before their scatter is known. Real PSFs vary by
+#: up to 12 % over a frame; a galaxy of 1.0 PSF widths half-light radius is 40 % wider.
+WIDTH_TOLERANCE = 0.25
+#: A neighbour with this share of a star's flux within two FWHM spoils it.
+NEIGHBOUR_SHARE = 0.10
+
+COLUMNS = (
+    "x", "y", "flux", "flux_err", "snr", "peak", "sigma", "fwhm", "elongation", "angle", "npix", "flags", "star",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Windowed moments of N stamps: centroid offsets (px from the middle pixel), width, shape, flux.
+
+    `sigma` is the standard deviation (geometric mean of the axes) of the Gaussian that would give these moments,
+    the window's width taken out; `elongation` is major over minor axis, `angle` of the major axis in degrees from
+    +x towards +y. `flux` is that of the Gaussian.
+    """
+
+    dx: _Float
+    dy: _Float
+    sigma: _Float
+    elongation: _Float
+    angle: _Float
+    flux: _Float
+
+
+def window_moments(
+    stamps: npt.NDArray[np.floating], weight: npt.NDArray[np.floating], sigma: float
+) -> Moments:
+    """Measure centroid and second moments of many stamps in a circular Gaussian window.
+
+    Parameters
+    ----------
+    stamps:
+        (N, S, S), S odd, sky removed; the sources within about 2 px of the middle.
+    weight:
+        (N, S, S) or (S, S): 1 for usable pixels, 0 for others.
+    sigma:
+        Standard deviation of the window, px, about the sources' own: there the S/N of the moments is best.
+
+    Notes
+    -----
+    For a Gaussian of variance s² in a window of variance w² the windowed moments have variance
+    s² w² / (s² + w²), and the windowed centroid moves by s² / (s² + w²) … of the offset, which the iteration
+    doubles back, as Source Extractor's WIN positions do (Bertin & Arnouts 1996; SExtractor manual, XWIN_IMAGE).
+    """
+    number, size, _ = stamps.shape
+    axis = np.arange(size, dtype=np.float32) - size // 2
+    dx, dy = np.zeros(number, np.float32), np.zeros(number, np.float32)
+    values = stamps * weight
+    flux = m_xx = m_yy = m_xy = np.zeros(number, np.float32)
+    for step in range(5):
+        x, y = axis[None, :] - dx[:, None], axis[None, :] - dy[:, None]
+        window_x, window_y = np.exp(-0.5 * np.square(x / sigma)), np.exp(-0.5 * np.square(y / sigma))
+        # The window is separable, so every moment is two small products.
+        columns = np.einsum("nij,nj->ni", values, window_x)
+        first = np.einsum("nij,nj->ni", values, window_x * x)
+        total = np.einsum("ni,ni->n", columns, window_y)
+        total = np.where(total > 0, total, np.float32(np.nan))
+        mean_x = np.einsum("ni,ni->n", first, window_y) / total
+        mean_y = np.einsum("ni,ni->n", columns, window_y * y) / total
+        if step < 4:
+            dx = np.clip(np.nan_to_num(dx + 2 * mean_x), -2.5, 2.5)
+            dy = np.clip(np.nan_to_num(dy + 2 * mean_y), -2.5, 2.5)
+            continue
+        second = np.einsum("nij,nj->ni", values, window_x * x * x)
+        m_xx = np.einsum("ni,ni->n", second, window_y) / total - mean_x**2
+        m_yy = np.einsum("ni,ni->n", columns, window_y * y * y) / total - mean_y**2
+        m_xy = np.einsum("ni,ni->n", first, window_y * y) / total - mean_x * mean_y
+        flux = total
+    # Take the window out: M_source^-1 = M^-1 - 1 / w².
+    inverse = _inverse(m_xx.astype(float), m_xy.astype(float), m_yy.astype(float))
+    c_xx, c_xy, c_yy = _inverse(inverse[0] - sigma**-2, inverse[1], inverse[2] - sigma**-2)
+    mean, half = (c_xx + c_yy) / 2, np.hypot((c_xx - c_yy) / 2, c_xy)
+    with np.errstate(invalid="ignore"):
+        major, minor = mean + half, mean - half
+        real = (minor > 0) & (inverse[0] > sigma**-2) & (inverse[2] > sigma**-2)
+        major, minor = np.where(real, major, np.nan), np.where(real, minor, np.nan)
+        share = sigma**2 / np.sqrt((sigma**2 + major) * (sigma**2 + minor))
+    return Moments(
+        dx=dx.astype(float),
+        dy=dy.astype(float),
+        sigma=(major * minor) ** 0.25,
+        elongation=np.sqrt(major / minor),
+        angle=np.degrees(0.5 * np.arctan2(2 * c_xy, c_xx - c_yy)),
+        flux=flux / share,
+    )
+
+
+def _inverse(a: _Float, b: _Float, c: _Float) -> tuple[_Float, _Float, _Float]:
+    """Invert the symmetric matrices [[a, b], [b, c]]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        determinant = a * c - b * b
+        return c / determinant, -b / determinant, a / determinant
+
+
+def cut_stamps(
+    image: npt.NDArray, x: npt.ArrayLike, y: npt.ArrayLike, size: int, fill: float = 0.0
+) -> npt.NDArray:
+    """Return (N, size, size) cut-outs centred on whole pixels; what lies outside the image is `fill`."""
+    half = size // 2
+    x, y = np.asarray(x, int), np.asarray(y, int)
+    rows = y[:, None] + np.arange(-half, half + 1)
+    columns = x[:, None] + np.arange(-half, half + 1)
+    height, width = image.shape
+    stamps = image[np.clip(rows, 0, height - 1)[:, :, None], np.clip(columns, 0, width - 1)[:, None, :]]
+    outside = ((rows < 0) | (rows >= height))[:, :, None] | ((columns < 0) | (columns >= width))[:, None, :]
+    if outside.any():
+        stamps[outside] = fill
+    return stamps
+
+
+def find_sources(
+    image: Image, noise: npt.NDArray[np.floating] | float, mask: _Bool | None = None, threshold: float = 5.0
+) -> pd.DataFrame:
+    """Find and deblend everything in a sky-subtracted image over `threshold` times the noise per pixel.
+
+    Returns
+    -------
+    DataFrame
+        x, y (isophotal centroid), xpeak, ypeak, flux (isophotal), peak (brightest pixel), a, b, npix, flag (sep's),
+        brightest first.
+
+    Raises
+    ------
+    PixelError
+        If sep cannot work on the image, with sep's reason.
+    """
+    import sep
+
+    # sep's limits are for small frames: a crowded or nebulous one overruns them and stops (sep issues 24, 72, 75).
+    sep.set_extract_pixstack(max(1_000_000, image.size // 4))
+    sep.set_sub_object_limit(20_000)
+    native = np.ascontiguousarray(image, dtype=np.float32)
+    error = noise if np.isscalar(noise) else np.ascontiguousarray(noise, dtype=np.float32)
+    found = None
+    # A frame full of light overruns deblending all the same; a higher threshold still finds its stars.
+    for raised in (1.0, 2.0, 5.0, 20.0):
+        try:
+            found = sep.extract(
+                native, threshold * raised, err=error, mask=mask, minarea=MIN_AREA, clean=False
+            )
+            break
+        except Exception as error_of_sep:  # sep raises bare Exceptions
+            if "deblending overflow" not in str(error_of_sep) and "pixel buffer full" not in str(
+                error_of_sep
+            ):
+                raise PixelError(
+                    f"no sources could be found: {error_of_sep}", remedy="check the frame's mask and values"
+                ) from error_of_sep
+    if found is None:
+        raise PixelError(
+            "the sources overlap too much to be told apart", remedy="check the sky level and the mask"
+        )
+    names = ["x", "y", "xpeak", "ypeak", "flux", "peak", "a", "b", "npix", "flag"]
+    table = pd.DataFrame({name: found[name] for name in names})
+    return table.sort_values("flux", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def detect_stars(
+    frame: Frame, threshold: float = 5.0, *, only_stars: bool = True, max_sources: int = 20_000
+) -> pd.DataFrame:
+    """Find the stars of a frame: point-like, unsaturated, not spoilt by neighbours or masked pixels.
+
+    Parameters
+    ----------
+    frame:
+        Its sky is measured and removed here unless `meta["sky_subtracted"]`.
+    threshold:
+        Detection threshold per pixel, in sigma of the empty sky.
+    only_stars:
+        Leave out what is not a star; otherwise all sources come, and the column `star` tells.
+    max_sources:
+        At most the brightest so many are measured.
+
+    Returns
+    -------
+    DataFrame
+        x, y (px), flux and flux_err (of a Gaussian of the source's own width, units of the data), snr, peak, sigma
+        and fwhm (px), elongation, angle (degrees from +x towards +y), npix, flags (`Mask` bits within one FWHM),
+        star; brightest first. Empty if there is nothing.
+
+    Raises
+    ------
+    PixelError
+        If the frame has no usable pixels.
+    """
+    data, rms = sky_subtracted(frame)
+    return measure_sources(
+        data,
+        rms,
+        frame.mask,
+        threshold,
+        saturation=_saturation(frame),
+        only_stars=only_stars,
+        limit=max_sources,
+    )
+
+
+def sky_subtracted(frame: Frame) -> tuple[Image, npt.NDArray[np.floating]]:
+    """Return the frame's data without its sky, and the noise of one pixel of empty sky."""
+    if frame.meta.get("sky_subtracted") and frame.variance is not None:
+        return frame.data, np.sqrt(frame.variance)
+    sky = measure_background(frame.data, frame.mask)
+    return frame.data - sky.level, sky.rms
+
+
+def _saturation(frame: Frame) -> float | None:
+    """Return the level, in sky-subtracted units, above which a star's peak is not to be trusted."""
+    level = frame.meta.get("saturation")
+    if level is None or not np.isfinite(level):
+        return None
+    sky = (
+        float(frame.meta.get("sky") or 0.0)
+        if frame.meta.get("sky_subtracted")
+        else float(np.median(frame.data))
+    )
+    return LINEAR * float(level) - sky
+
+
+def measure_sources(
+    data: Image,
+    rms: npt.NDArray[np.floating],
+    mask: npt.NDArray[np.int32],
+    threshold: float = 5.0,
+    *,
+    saturation: float | None = None,
+    only_stars: bool = False,
+    limit: int = 20_000,
+) -> pd.DataFrame:
+    """Do what `detect_stars` says, on sky-subtracted data with their noise."""
+    unusable = is_set(mask)
+    found = find_sources(data, rms, unusable if unusable.any() else None, threshold).head(limit)
+    if found.empty:
+        return pd.DataFrame({name: pd.Series(dtype=bool if name == "star" else float) for name in COLUMNS})
+    x0, y0 = np.rint(found["x"]).astype(int).to_numpy(), np.rint(found["y"]).astype(int).to_numpy()
+    np.clip(x0, 0, data.shape[1] - 1, out=x0)
+    np.clip(y0, 0, data.shape[0] - 1, out=y0)
+    sigma, moments = _measure(data, unusable, x0, y0, found)
+    noise = rms[y0, x0].astype(float)
+    flux = moments.flux
+    # Matched to the source's own Gaussian, 4 π σ² pixels share the noise; the source's photons come on top of it,
+    # estimated from the noise map where it holds them already (a variance plane), else left out.
+    flux_err = noise * np.sqrt(4 * np.pi) * np.maximum(moments.sigma, MIN_SIGMA)
+    table = pd.DataFrame(
+        {
+            "x": x0 + moments.dx,
+            "y": y0 + moments.dy,
+            "flux": flux,
+            "flux_err": flux_err,
+            "snr": flux / flux_err,
+            "peak": found["peak"].to_numpy(float),
+            "sigma": moments.sigma,
+            "fwhm": GAUSS * moments.sigma,
+            "elongation": moments.elongation,
+            "angle": moments.angle,
+            "npix": found["npix"].to_numpy(np.int64),
+        }
+    )
+    radius = max(2, round(GAUSS * sigma))
+    around = cut_stamps(mask, x0, y0, 2 * radius + 1, fill=int(Mask.EDGE))
+    table["flags"] = np.bitwise_or.reduce(around.reshape(len(around), -1), axis=1).astype(np.int32)
+    table["star"] = _are_stars(table, found, data.shape, sigma, saturation)
+    if only_stars:
+        table = table[table["star"]]
+    table = table[np.isfinite(table["flux"]) & np.isfinite(table["x"])]
+    return table.sort_values("flux", ascending=False, kind="stable").reset_index(drop=True)[list(COLUMNS)]
+
+
+def _measure(
+    data: Image, unusable: _Bool, x0: npt.NDArray[np.int_], y0: npt.NDArray[np.int_], found: pd.DataFrame
+) -> tuple[float, Moments]:
+    """Return the stars' width and all sources' moments in a window of that width."""
+    bright = np.arange(min(len(found), 500))
+    shape = np.sqrt(found["a"] * found["b"]).to_numpy()[bright]
+    sigma = float(np.clip(np.median(shape), 0.8, 6.0))
+    for _ in range(4):
+        size = 2 * int(np.ceil(4 * sigma)) + 1
+        stamps = cut_stamps(data, x0[bright], y0[bright], size)
+        weight = 1 - cut_stamps(unusable, x0[bright], y0[bright], size, fill=True).astype(np.float32)
+        widths = window_moments(stamps, weight, sigma).sigma
+        usable = np.isfinite(widths) & (widths > MIN_SIGMA) & (found["flag"].to_numpy()[bright] <= 1)
+        if not usable.any():
+            usable = np.isfinite(widths) & (widths > MIN_SIGMA)
+        if not usable.any():
+            break
+        new = float(np.clip(locus(widths[usable]), 0.8, 8.0))
+        settled = abs(new / sigma - 1) < 0.03
+        sigma = new
+        if settled:
+            break
+    size = 2 * int(np.ceil(4 * sigma)) + 1
+    parts = []
+    for start in range(0, len(found), 2000):
+        some = slice(start, start + 2000)
+        weight = 1 - cut_stamps(unusable, x0[some], y0[some], size, fill=True).astype(np.float32)
+        parts.append(window_moments(cut_stamps(data, x0[some], y0[some], size), weight, sigma))
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in Moments.__dataclass_fields__
+    }
+    return sigma, Moments(**joined)
+
+
+def locus(widths: _Float) -> float:
+    """Return the width that most sources share: the stars', since galaxies and blends scatter to larger ones.
+
+    It is the middle of the ± 7 % window that holds most widths; of equal windows the narrowest stars win.
+    """
+    values = np.sort(widths[np.isfinite(widths)])
+    count = np.searchsorted(values, values * 1.15, side="right") - np.arange(len(values))
+    first = int(np.argmax(count))
+    return float(np.median(values[first : first + count[first]]))
+
+
+def _are_stars(
+    table: pd.DataFrame, found: pd.DataFrame, shape: tuple[int, int], sigma: float, saturation: float | None
+) -> _Bool:
+    """Return which sources are stars fit to measure with."""
+    fwhm = GAUSS * sigma
+    x, y = table["x"].to_numpy(), table["y"].to_numpy()
+    good = np.isfinite(table["sigma"].to_numpy()) & (table["snr"].to_numpy() > MIN_SNR)
+    good &= (table["flags"].to_numpy() & int(UNUSABLE | Mask.EDGE)) == 0
+    good &= (table["sigma"].to_numpy() > MIN_SIGMA) & (table["elongation"].to_numpy() < 1.6)
+    good &= (x > fwhm) & (y > fwhm) & (x < shape[1] - 1 - fwhm) & (y < shape[0] - 1 - fwhm)
+    if saturation is not None:
+        good &= table["peak"].to_numpy() < saturation
+    good &= isolated(x, y, table["flux"].to_numpy(), 2 * fwhm)
+    ratio = np.log(np.where(good, table["sigma"].to_numpy(), sigma) / sigma)
+    good &= np.abs(ratio) < WIDTH_TOLERANCE
+    if good.sum() >= 30:
+        good &= _near_surface(x, y, ratio, good, shape)
+    return good
+
+
+def isolated(x: _Float, y: _Float, flux: _Float, radius: float, share: float = NEIGHBOUR_SHARE) -> _Bool:
+    """Return which sources have no neighbour of `share` of their flux within `radius`."""
+    from scipy.spatial import cKDTree
+
+    alone = np.ones(len(x), bool)
+    known = np.isfinite(x) & np.isfinite(y)
+    index = np.flatnonzero(known)
+    pairs = cKDTree(np.column_stack([x[known], y[known]])).query_pairs(radius, output_type="ndarray")
+    first, second = index[pairs[:, 0]], index[pairs[:, 1]]
+    bright = np.nan_to_num(flux)
+    alone[first[bright[second] > share * bright[first]]] = False
+    alone[second[bright[first] > share * bright[second]]] = False
+    return alone
+
+
+def _near_surface(x: _Float, y: _Float, ratio: _Float, good: _Bool, shape: tuple[int, int]) -> _Bool:
+    """Return which log widths lie within 4 robust sigma of a quadratic surface through the good ones."""
+    u, v = 2 * x / max(shape[1] - 1, 1) - 1, 2 * y / max(shape[0] - 1, 1) - 1
+    terms = np.nan_to_num(np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1))
+    keep = good.copy()
+    for _ in range(4):
+        surface = terms @ np.linalg.lstsq(terms[keep], ratio[keep], rcond=None)[0]
+        scatter = 1.4826 * np.median(np.abs(ratio - surface)[keep])
+        keep = good & (np.abs(ratio - surface) < 4 * max(scatter, 0.01))
+        if keep.sum() < 12:
+            return good
+    return keep
