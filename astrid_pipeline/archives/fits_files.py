@@ -78,7 +78,7 @@ def _check_readable(file: Path) -> None:
     try:
         with open(file, "rb") as stream:
             head = stream.read(80)
-        opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(head[:2])
+        opener: Any = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(head[:2])
         if opener is not None:
             with opener(file, "rb") as stream:
                 head = stream.read(80)
