@@ -111,9 +111,10 @@ def run(
 
     - `astrid run m31-north 2026-03-14`
     """
+    wanted = _night(night)
     from astrid_pipeline import driver
 
-    driver.run(field=field, night=_night(night), console=out)
+    driver.run(field=field, night=wanted, console=out)
 
 
 def backfill(
@@ -130,11 +131,11 @@ def backfill(
 
     - `astrid backfill m31-north 2026-03-01 2026-03-31 --workers 4`
     """
-    from astrid_pipeline import driver
-
     first, last = _night(start), _night(end)
     if last < first:
         raise ConfigError(f"the last night, {last}, is before the first, {first}", remedy="exchange the two")
+    from astrid_pipeline import driver
+
     driver.backfill(field=field, start=first, end=last, workers=_workers(workers), console=out)
 
 
