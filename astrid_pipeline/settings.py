@@ -90,6 +90,12 @@ class Settings(BaseSettings):
         # Children of this process may run in other folders.
         return value.expanduser().absolute()
 
+    @field_validator("archive", mode="after")
+    @classmethod
+    def _archive_place(cls, value: str) -> str:
+        kind, _, path = value.partition(":")
+        return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" else value
+
     @field_validator("store", mode="after")
     @classmethod
     def _store_place(cls, value: str) -> str:

@@ -117,12 +117,12 @@ def file_name(name: str) -> str:
 
 
 def plain_meta(value: object) -> dict[str, Any]:
-    """Return the short plain values of `meta`, for the index."""
+    """Return the plain values of `meta`, for the index; the inputs of a reference of 25 frames fit."""
     meta = getattr(value, "meta", None) or {}
     plain = {}
     for name, entry in meta.items():
         entry = entry.item() if hasattr(entry, "item") and getattr(entry, "ndim", 1) == 0 else entry
-        if isinstance(entry, (bool, int, float, str)) and len(str(entry)) <= 200:
+        if isinstance(entry, (bool, int, float, str)) and len(str(entry)) <= 4000:
             # JSON knows no NaN.
             plain[str(name)] = None if isinstance(entry, float) and entry != entry else entry
     return plain

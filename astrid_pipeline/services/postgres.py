@@ -136,6 +136,32 @@ def stop(settings: Settings | None = None) -> bool:
             return True
 
 
+def stop_if_idle(settings: Settings | None = None) -> bool:
+    """Stop the embedded server unless another process is connected to it; True if it was stopped."""
+    import psycopg2
+
+    settings = settings or get_settings()
+    running = _running(settings.postgres_folder)
+    if running is None:
+        return False
+    try:
+        connection = psycopg2.connect(
+            dbname="postgres", user="postgres", host=str(running[0]), port=running[1]
+        )
+    except psycopg2.OperationalError:
+        return False  # it is going down already, or has no connection to spare: somebody uses it
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            others = cursor.fetchone()
+    finally:
+        connection.close()
+    return stop(settings) if others is not None and others[0] == 0 else False
+
+
 def _running(folder: Path) -> tuple[Path, int] | None:
     """Return socket folder and port if a server of this folder accepts connections."""
     import socket

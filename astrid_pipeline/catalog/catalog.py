@@ -1,0 +1,395 @@
+"""The catalogue's operations: fields, a night's rows, cone search, counts.
+
+Every method is one transaction. What PostgreSQL cannot do is a `ServiceError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from sqlalchemy import and_, create_engine, delete, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from astrid_pipeline.catalog import migrate, sky
+from astrid_pipeline.catalog.models import (
+    Base,
+    Candidate,
+    Detection,
+    DifferenceRun,
+    Observation,
+    PreprocessRun,
+    Reference,
+    SkyField,
+    Survey,
+    TrainingDataset,
+    TrainingRun,
+)
+from astrid_pipeline.catalog.rows import finite, plain, write_rows
+from astrid_pipeline.errors import ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+    from astrid_pipeline.archives.base import Field
+
+
+class Catalog:
+    """The catalogue in a PostgreSQL database; its tables are made or migrated when it is opened.
+
+    Parameters
+    ----------
+    url:
+        SQLAlchemy address of the database.
+
+    Raises
+    ------
+    ServiceError
+        If the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        # A process needs few connections; one that the server closed meanwhile is replaced.
+        self.engine: Engine = create_engine(url, pool_size=2, max_overflow=8, pool_pre_ping=True)
+        self._lock = threading.Lock()
+        with self._failing("prepare the catalogue"):
+            migrate.migrate(self.engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+            failure = ServiceError(
+                f"cannot {what}: {cause}",
+                where=self.engine.url.render_as_string(hide_password=True),
+                remedy="check that PostgreSQL is up, then run this again",
+            )
+            # Data that the tables refuse will be refused again.
+            failure.permanent = type(error).__name__ in ("IntegrityError", "DataError", "ProgrammingError")
+            raise failure from error
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[Connection]:
+        with self._failing(what), self.engine.begin() as connection:
+            yield connection
+
+    # -- fields ------------------------------------------------------------------------------------------
+
+    def add_field(self, field: Field) -> None:
+        """Add a field, or replace what is known of one of the same name."""
+        values = {
+            "ra": finite(field.ra),
+            "dec": finite(field.dec),
+            "radius": field.radius,
+            "filters": list(field.filters),
+            "site_longitude": field.site_longitude,
+            "reference": field.reference,
+        }
+        with self._transaction(f"add field {field.name}") as connection:
+            connection.execute(upsert(Survey).values(name=field.archive).on_conflict_do_nothing())
+            survey = connection.scalar(select(Survey.id).where(Survey.name == field.archive))
+            values["survey_id"] = survey
+            connection.execute(
+                upsert(SkyField)
+                .values(name=field.name, **values)
+                .on_conflict_do_update(index_elements=["name"], set_=values)
+            )
+
+    def fields(self) -> list[Field]:
+        """Return all fields, sorted by name."""
+        with self._transaction("list the fields") as connection:
+            rows = connection.execute(_field_query().order_by(SkyField.name)).all()
+        return [_field(row) for row in rows]
+
+    def field(self, name: str) -> Field:
+        """Return a field.
+
+        Raises
+        ------
+        ConfigError
+            If there is none of that name.
+        """
+        with self._transaction(f"look up field {name}") as connection:
+            row = connection.execute(_field_query().where(SkyField.name == name)).one_or_none()
+        if row is None:
+            raise ConfigError("there is no such field", where=name, remedy="add it with `astrid field add`")
+        return _field(row)
+
+    def remove_field(self, name: str) -> None:
+        """Remove a field with all its rows; its products stay in the store."""
+        with self._transaction(f"remove field {name}") as connection:
+            field_id = _field_id(connection, name)
+            for model in (Candidate, Detection, Observation, DifferenceRun, PreprocessRun, Reference):
+                connection.execute(delete(model).where(model.field_id == field_id))
+            connection.execute(delete(SkyField).where(SkyField.id == field_id))
+
+    # -- a night's rows ----------------------------------------------------------------------------------
+
+    def replace_partition(
+        self,
+        field: str,
+        night: str | dt.date,
+        *,
+        observations: pd.DataFrame,
+        candidates: pd.DataFrame,
+        detections: pd.DataFrame,
+        run_id: str,
+    ) -> None:
+        """Replace all rows of a field and night in one transaction; earlier runs become `superseded`.
+
+        Parameters
+        ----------
+        field, night:
+            The partition; the field must be known.
+        observations, candidates, detections:
+            The products' tables. Columns without one of their own in the catalogue go to `features`.
+        run_id:
+            The Dagster run that made them.
+
+        Raises
+        ------
+        ConfigError
+            If the field is not known.
+        ServiceError
+            If PostgreSQL does not answer or refuses a row; the older rows are then untouched.
+        """
+        date = dt.date.fromisoformat(str(night))
+        with self._transaction(f"keep the rows of {field} {date}") as connection:
+            field_id = _field_id(connection, field)
+            # Two runs of one partition at once: the second waits, then replaces what the first has written.
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(hashtext('astrid-night'), hashtext(:key))"),
+                {"key": f"{field}|{date}"},
+            )
+            shared = {"field_id": field_id, "night": date}
+            for model in (Detection, Candidate, Observation):
+                connection.execute(delete(model).where(model.field_id == field_id, model.night == date))
+            for run in (PreprocessRun, DifferenceRun):
+                connection.execute(
+                    update(run).where(run.field_id == field_id, run.night == date).values(status="superseded")
+                )
+            unreadable = int(observations["problem"].notna().sum()) if "problem" in observations else 0
+            made = {**shared, "dagster_run_id": run_id, "status": "success", "exposures": len(observations)}
+            preprocess = connection.scalar(
+                insert(PreprocessRun).values(**made, unreadable=unreadable).returning(PreprocessRun.id)
+            )
+            difference = connection.scalar(
+                insert(DifferenceRun)
+                .values(**made, candidates=len(candidates), detections=len(detections))
+                .returning(DifferenceRun.id)
+            )
+            write_rows(connection, Observation, observations, {**shared, "preprocess_run_id": preprocess})
+            write_rows(connection, Candidate, candidates, {**shared, "difference_run_id": difference})
+            write_rows(connection, Detection, detections, {**shared, "difference_run_id": difference})
+
+    def replace_references(self, field: str, references: Iterable[Mapping[str, Any]], run_id: str) -> None:
+        """Replace what is known of a field's references.
+
+        Each has `reference_id`, `filter`, `valid_from` (YYYY-MM-DD), `exposure_ids`, and may have `depth` and
+        `coverage`.
+        """
+        with self._transaction(f"keep the references of {field}") as connection:
+            field_id = _field_id(connection, field)
+            connection.execute(delete(Reference).where(Reference.field_id == field_id))
+            rows = [
+                {
+                    "field_id": field_id,
+                    "reference_id": str(entry["reference_id"]),
+                    "filter": str(entry["filter"]),
+                    "valid_from": dt.date.fromisoformat(str(entry["valid_from"])),
+                    "exposure_ids": [str(name) for name in entry["exposure_ids"]],
+                    "depth": finite(entry.get("depth")),
+                    "coverage": finite(entry.get("coverage")),
+                    "dagster_run_id": run_id,
+                }
+                for entry in references
+            ]
+            if rows:
+                connection.execute(insert(Reference), rows)
+
+    # -- training ----------------------------------------------------------------------------------------
+
+    def record_dataset(
+        self,
+        name: str,
+        *,
+        total_samples: int,
+        anomaly_ratio: float | None = None,
+        quality_score: float | None = None,
+        content_hash: str | None = None,
+        collection_params: Mapping[str, Any] | None = None,
+        description: str | None = None,
+        created_by: str = "astrid",
+        status: str = "ready",
+    ) -> int:
+        """Record a training dataset (again, if it is made again) and return its id."""
+        values = {
+            "total_samples": int(total_samples),
+            "anomaly_ratio": finite(anomaly_ratio),
+            "quality_score": finite(quality_score),
+            "content_hash": content_hash,
+            "collection_params": plain(dict(collection_params or {})),
+            "description": description,
+            "created_by": created_by,
+            "status": status,
+        }
+        with self._transaction(f"record dataset {name}") as connection:
+            identity = connection.scalar(
+                upsert(TrainingDataset)
+                .values(name=name, **values)
+                .on_conflict_do_update(index_elements=["name"], set_={**values, "created_at": func.now()})
+                .returning(TrainingDataset.id)
+            )
+        assert identity is not None  # RETURNING of an upsert that updates gives its row
+        return int(identity)
+
+    def record_training(
+        self,
+        model: str,
+        mlflow_run_id: str,
+        *,
+        status: str,
+        dataset: str | None = None,
+        model_version: str | None = None,
+        dagster_run_id: str | None = None,
+        training_params: Mapping[str, Any] | None = None,
+        performance_metrics: Mapping[str, Any] | None = None,
+        started_at: dt.datetime | None = None,
+        completed_at: dt.datetime | None = None,
+    ) -> None:
+        """Record a training run, or what has become of it since."""
+        with self._transaction(f"record the training of {model}") as connection:
+            dataset_id = None
+            if dataset is not None:
+                dataset_id = connection.scalar(
+                    select(TrainingDataset.id).where(TrainingDataset.name == dataset)
+                )
+            values: dict[str, Any] = {
+                "dataset_id": dataset_id,
+                "model": model,
+                "model_version": model_version,
+                "dagster_run_id": dagster_run_id,
+                "training_params": plain(dict(training_params or {})),
+                "performance_metrics": plain(dict(performance_metrics or {})),
+                "status": status,
+                "completed_at": completed_at,
+            }
+            if started_at is not None:
+                values["started_at"] = started_at
+            connection.execute(
+                upsert(TrainingRun)
+                .values(mlflow_run_id=mlflow_run_id, **values)
+                .on_conflict_do_update(index_elements=["mlflow_run_id"], set_=values)
+            )
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def cone(self, ra: float, dec: float, radius: float, table: str = "detections") -> pd.DataFrame:
+        """Return the rows within a cone, nearest first, with `separation` (arcsec).
+
+        Parameters
+        ----------
+        ra, dec:
+            ICRS degrees.
+        radius:
+            Arcsec.
+        table:
+            `detections`, `candidates` or `observations` (centres of exposures).
+        """
+        if not (math.isfinite(ra) and -90 <= dec <= 90 and 0 < radius <= 648000):
+            raise ConfigError(
+                f"not a cone: ra {ra}, dec {dec}, radius {radius} arcsec", remedy="give degrees, arcsec"
+            )
+        models: dict[str, Any] = {
+            "detections": Detection,
+            "candidates": Candidate,
+            "observations": Observation,
+        }
+        model = models[table]
+        ranges = sky.cone_ranges(ra % 360.0, dec, radius / 3600.0)
+        inside = or_(*(and_(model.hpx29 >= first, model.hpx29 <= last) for first, last in ranges))
+        query = (
+            select(SkyField.name.label("field"), *model.__table__.c)
+            .join(SkyField, SkyField.id == model.field_id)
+            .where(inside)
+        )
+        with self._failing("search the catalogue"), self.engine.connect() as connection:
+            found = pd.read_sql(query, connection)
+        found["separation"] = 3600.0 * sky.separation(
+            ra, dec, found["ra"].astype(float), found["dec"].astype(float)
+        )
+        return found[found["separation"] <= radius].sort_values("separation").reset_index(drop=True)
+
+    def status(self) -> dict[str, int]:
+        """Return how many rows each table has (superseded runs left out)."""
+        with self._transaction("count the rows") as connection:
+            counts = {}
+            for table in Base.metadata.sorted_tables:
+                query = select(func.count()).select_from(table)
+                if "status" in table.c and table.name.endswith(("difference_runs", "preprocess_runs")):
+                    query = query.where(table.c.status == "success")
+                counts[table.name] = int(connection.scalar(query) or 0)
+        return counts
+
+    def nights(self, field: str | None = None) -> pd.DataFrame:
+        """Return what each field and night holds: field, night, exposures, candidates, detections, run, made."""
+        query = (
+            select(
+                SkyField.name.label("field"),
+                DifferenceRun.night,
+                DifferenceRun.exposures,
+                DifferenceRun.candidates,
+                DifferenceRun.detections,
+                DifferenceRun.dagster_run_id.label("run_id"),
+                DifferenceRun.finished_at,
+            )
+            .join(SkyField, SkyField.id == DifferenceRun.field_id)
+            .where(DifferenceRun.status == "success")
+            .order_by(SkyField.name, DifferenceRun.night)
+        )
+        if field is not None:
+            query = query.where(SkyField.name == field)
+        with self._failing("list the nights"), self.engine.connect() as connection:
+            return pd.read_sql(query, connection)
+
+
+def _field_query() -> Any:
+    return select(
+        SkyField.name,
+        SkyField.ra,
+        SkyField.dec,
+        SkyField.radius,
+        SkyField.filters,
+        Survey.name.label("archive"),
+        SkyField.site_longitude,
+        SkyField.reference,
+    ).join(Survey, Survey.id == SkyField.survey_id)
+
+
+def _field(row: Any) -> Field:
+    from astrid_pipeline.archives.base import Field
+
+    values = dict(row._mapping)
+    for name in ("ra", "dec"):
+        values[name] = math.nan if values[name] is None else values[name]
+    values["filters"] = tuple(values["filters"])
+    return Field(**values)
+
+
+def _field_id(connection: Connection, name: str) -> int:
+    identity = connection.scalar(select(SkyField.id).where(SkyField.name == name))
+    if identity is None:
+        raise ConfigError("there is no such field", where=name, remedy="add it with `astrid field add`")
+    return int(identity)

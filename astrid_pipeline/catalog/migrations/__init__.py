@@ -1,0 +1,1 @@
+"""Migrations of the catalogue: `astrid_pipeline.catalog.migrate` runs them."""
