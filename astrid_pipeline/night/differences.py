@@ -1,0 +1,154 @@
+"""Differencing and finding: calibrated frames and references in, differences, candidates and detections out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from astrid_pipeline.imaging.frame import Difference, Frame
+from astrid_pipeline.night.outcome import Outcome, for_each
+from astrid_pipeline.night.references import choose_reference
+
+Progress = Callable[[str], Any] | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A science frame and the reference that judges it."""
+
+    science: Frame
+    reference: Frame
+
+
+def pair_up(
+    frames: Mapping[str, Frame], references: Mapping[str, Frame], night: str
+) -> dict[str, Callable[[], Pair]]:
+    """Return for each exposure a function that loads its `Pair` when its turn comes.
+
+    The function raises NoReferenceError where no reference holds.
+    """
+    metas = {key: meta_of(references, key) for key in references}
+
+    def choose(exposure_id: str) -> Callable[[], Pair]:
+        def job() -> Pair:
+            frame = frames[exposure_id]
+            chosen = choose_reference(metas, str(frame.meta["filter"]), night)
+            return Pair(frame, references[chosen])
+
+        return job
+
+    return {exposure_id: choose(exposure_id) for exposure_id in frames}
+
+
+def meta_of(frames: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the meta of one of several frames, without reading pixels where they lie on disk."""
+    stored = getattr(frames, "meta", None)
+    return stored(key) if callable(stored) else frames[key].meta
+
+
+def difference_one(science: Frame, reference: Frame, method: str = "zogy") -> tuple[Difference, Frame]:
+    """Align the reference to the science frame and subtract; return the difference and the aligned reference.
+
+    Raises
+    ------
+    RegistrationError, SubtractionError, PSFError
+        As `align` and `subtract` do.
+    """
+    from astrid_pipeline.imaging import align, subtract
+
+    started = time.perf_counter()
+    aligned = align(reference, to=science)
+    middle = time.perf_counter()
+    difference = subtract(science, aligned, method=method)
+    registration = {
+        k: aligned.meta[k] for k in ("dx_rms", "dy_rms", "n_matched", "coverage") if k in aligned.meta
+    }
+    return difference.replace(
+        meta={
+            **registration,
+            "reference_id": reference.meta.get("exposure_id"),
+            "good_pixels": int((difference.mask == 0).sum()),
+            "fwhm": difference.psf.fwhm(),
+            "seconds_align": middle - started,
+            "seconds_subtract": time.perf_counter() - middle,
+        }
+    ), aligned
+
+
+def difference_night(
+    frames: Mapping[str, Frame],
+    references: Mapping[str, Frame],
+    night: str,
+    method: str = "zogy",
+    progress: Progress = None,
+    into: MutableMapping[str, Difference] | None = None,
+) -> Outcome[Difference]:
+    """Subtract from every frame of a night the reference that holds for it.
+
+    Parameters
+    ----------
+    frames:
+        Calibrated frames by exposure id.
+    references:
+        The field's references by reference id.
+    night:
+        YYYY-MM-DD.
+    method, progress, into:
+        As in `subtract` and `for_each`.
+    """
+
+    def one(job: Callable[[], Pair]) -> Difference:
+        pair = job()
+        return difference_one(pair.science, pair.reference, method)[0]
+
+    return for_each(
+        pair_up(frames, references, night), one, stage="difference_images", progress=progress, into=into
+    )
+
+
+def find_night(
+    differences: Mapping[str, Difference], threshold: float, progress: Progress = None
+) -> Outcome[pd.DataFrame]:
+    """Return the candidates of each difference, |S_corr| ≥ `threshold`."""
+    from astrid_pipeline.imaging import find_candidates
+
+    return for_each(
+        ((key, key) for key in differences),
+        lambda key: find_candidates(differences[key], threshold=threshold),
+        stage="candidates",
+        progress=progress,
+    )
+
+
+def detect_night(
+    differences: Mapping[str, Difference],
+    candidates: pd.DataFrame,
+    model: Any,
+    device: str | None = None,
+    progress: Progress = None,
+) -> Outcome[pd.DataFrame]:
+    """Return the detections of each difference, by the model on its pixels and candidates.
+
+    Parameters
+    ----------
+    differences:
+        Differences by exposure id.
+    candidates:
+        The night's candidates, of every exposure.
+    model:
+        What `learning.load_model` returned.
+    device:
+        `cpu`, `cuda`, or None for what is there.
+    """
+    from astrid_pipeline.learning import detect
+
+    return for_each(
+        ((key, key) for key in differences),
+        lambda key: detect(differences[key], candidates[candidates.exposure_id == key], model, device=device),
+        stage="detections",
+        progress=progress,
+    )

@@ -1,0 +1,163 @@
+"""Bringing a night's exposures in: listed by the archive, fetched once, kept byte for byte with their digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from astrid_pipeline.archives.base import OBSERVATIONS, Archive, ExposureRecord, Field, safe_name
+from astrid_pipeline.archives.fits_reader import read_exposure
+from astrid_pipeline.errors import CalibrationError
+from astrid_pipeline.imaging.calibrate import MasterCalibration, build_masters
+from astrid_pipeline.imaging.raw import RawExposure
+from astrid_pipeline.night.outcome import Outcome, for_each
+from astrid_pipeline.resources.store import Store
+
+Progress = Callable[[str], Any] | None
+
+
+def raw_key(archive: str, record: ExposureRecord) -> str:
+    """Return the store key of an exposure's file as it came: `raw/<archive>/<night>/<file name>`."""
+    name = safe_name(Path(record.url).name)
+    return f"raw/{safe_name(archive)}/{record.night}/{record.exposure_id}--{name}"
+
+
+def ingest_night(
+    archive: Archive,
+    field: Field,
+    night: str,
+    store: Store,
+    scratch: Path,
+    progress: Progress = None,
+) -> pd.DataFrame:
+    """Fetch the light frames of a field and night that the store does not have; return schema `OBSERVATIONS`.
+
+    Every file is opened once, so that what cannot be read is said here: such a row has its `problem`, and
+    no later stage touches it.
+
+    Parameters
+    ----------
+    archive, field, night:
+        What to fetch, of whom; the night as YYYY-MM-DD.
+    store:
+        Keeps the files under `raw_key`.
+    scratch:
+        Folder for files on their way.
+
+    Raises
+    ------
+    ServiceError, ReadError
+        If the archive cannot be asked at all.
+    """
+    records = [
+        r
+        for r in archive.exposures(field)
+        if r.night == night and (not field.filters or r.filter in field.filters)
+    ]
+    return fetch(archive, _without_doubles(records), store, scratch, progress)
+
+
+def fetch(
+    archive: Archive,
+    records: Sequence[ExposureRecord],
+    store: Store,
+    scratch: Path,
+    progress: Progress = None,
+) -> pd.DataFrame:
+    """Bring the records' files into the store, each opened once; return schema `OBSERVATIONS`."""
+
+    def one(record: ExposureRecord) -> dict[str, Any]:
+        key = raw_key(archive.name, record)
+        if store.exists(key) and (kept := store.stat(key)).sha256 and record.sha256 in (None, kept.sha256):
+            stored = kept
+        else:
+            path = archive.fetch(record, scratch)
+            read_exposure(path)
+            stored = store.put_file(key, path)
+            path.unlink(missing_ok=True)
+        return {"path": key, "size": stored.size, "sha256": stored.sha256}
+
+    by_id = {record.exposure_id: record for record in records}
+    outcome = for_each(by_id, one, stage="observations", progress=progress)
+    problems = {p.exposure_id: p.what for p in outcome.problems}
+    rows = [
+        {**vars(record), "size": record.size, **outcome.products.get(key, {}), "problem": problems.get(key)}
+        for key, record in by_id.items()
+    ]
+    return OBSERVATIONS.conform(pd.DataFrame(rows))
+
+
+def _without_doubles(records: Iterable[ExposureRecord]) -> list[ExposureRecord]:
+    """Keep the first of records that say they are the same exposure; archives check pixels, this checks names."""
+    seen: dict[str, ExposureRecord] = {}
+    for record in records:
+        seen.setdefault(record.exposure_id, record)
+    return list(seen.values())
+
+
+def usable(observations: pd.DataFrame, kind: str = "light") -> pd.DataFrame:
+    """Return the rows of one kind without a problem."""
+    return observations[observations.problem.isna() & (observations.kind == kind)]
+
+
+def read_raw(store: Store, row: pd.Series) -> RawExposure:
+    """Return the exposure of an `OBSERVATIONS` row, with its field, night and id in the meta.
+
+    Raises
+    ------
+    MissingProductError
+        If the store has lost the file.
+    ReadError, HeaderError, PixelError
+        As `read_exposure`.
+    """
+    import dataclasses
+
+    with store.open_local(str(row.path)) as path:
+        raw = read_exposure(path)
+    known = {"exposure_id": row.exposure_id, "field": row.field, "night": row.night, "filter": row["filter"]}
+    return dataclasses.replace(raw, meta={**raw.meta, **{k: v for k, v in known.items() if v}})
+
+
+def make_masters(
+    archives: Iterable[Archive],
+    instrument: str,
+    night: str,
+    store: Store,
+    scratch: Path,
+    progress: Progress = None,
+) -> tuple[MasterCalibration | None, Outcome[RawExposure]]:
+    """Build the master frames of an instrument from the calibration frames that archives have for a night.
+
+    Returns
+    -------
+    masters, outcome:
+        The masters, None where no archive has calibration frames of that instrument and night (archives of
+        calibrated frames have none), and the frames used and refused.
+
+    Raises
+    ------
+    CalibrationError
+        If there are calibration frames but no master can be made of them.
+    """
+    for archive in archives:
+        records = archive.calibrations(instrument, night)
+        if not records:
+            continue
+        table = fetch(archive, records, store, scratch, progress)
+        outcome = for_each(
+            ((str(row.exposure_id), row) for _, row in table[table.problem.isna()].iterrows()),
+            lambda row: read_raw(store, row),
+            stage="master_calibrations",
+        )
+        if not outcome.products:
+            raise CalibrationError(
+                f"none of {len(records)} calibration frames can be read",
+                where=f"{instrument} {night}",
+                remedy="look at the problems of the first: "
+                + (outcome.problems[0].what if outcome.problems else ""),
+            )
+        return build_masters(list(outcome.products.values())), outcome
+    return None, Outcome()

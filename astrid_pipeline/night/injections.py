@@ -1,0 +1,256 @@
+"""Truth kept beside the night: transients put into copies of its frames, and what became of them.
+
+What a night could have found is only known from sources that were surely there. They go into the science
+frame before alignment and subtraction, so everything that can lose them is in the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from astrid_pipeline.imaging.frame import Difference, Frame
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.tables import Column, TableSchema
+
+#: Signal-to-noise of injections, log-uniform: from lost in the noise to certain.
+SNR_RANGE = (3.0, 50.0)
+#: Bins in which completeness is told.
+SNR_BINS = (3.0, 5.0, 7.0, 10.0, 20.0, 50.0)
+#: A find belongs to an injection within this many pixels, or its own FWHM if that is more.
+MATCH_RADIUS = 2.0
+
+INJECTIONS = TableSchema(
+    "injections",
+    "Transients injected into copies of the night's frames, and whether they were found again",
+    (
+        Column("exposure_id", "string", "exposure they were put into"),
+        Column("x", "float64", "true column, zero-based", "px"),
+        Column("y", "float64", "true row, zero-based", "px"),
+        Column("ra", "float64", "true right ascension, ICRS", "deg"),
+        Column("dec", "float64", "true declination, ICRS", "deg"),
+        Column("flux", "float64", "true flux, units of the science frame"),
+        Column("snr", "float64", "true flux over the PSF-flux error of the untouched difference there"),
+        Column("on_galaxy", "bool", "whether it was put next to a source of the reference"),
+        Column("found", "bool", "whether a candidate lies there"),
+        Column("detected", "bool", "whether a detection lies there"),
+        Column("score", "float64", "the detection's score, null where there is none"),
+        Column("measured_flux", "float64", "the candidate's flux, null where there is none"),
+        Column("measured_flux_err", "float64", "and its error"),
+        Column("offset", "float64", "distance between candidate and truth", "px"),
+    ),
+    sort_by=("exposure_id", "y", "x"),
+)
+
+
+@dataclass(frozen=True)
+class Injected:
+    """One exposure with injections: the difference, the truth table, the finds in it."""
+
+    difference: Difference
+    truth: pd.DataFrame
+    candidates: pd.DataFrame
+    detections: pd.DataFrame
+
+
+def plan_injections(
+    difference: Difference, rng: np.random.Generator, per_megapixel: float = 40.0, on_galaxies: float = 0.5
+) -> pd.DataFrame:
+    """Choose where and how bright: columns x, y, flux, snr, on_galaxy.
+
+    Parameters
+    ----------
+    difference:
+        The untouched difference; its PSF-flux error sets the flux of a given S/N, its reference says where
+        galaxies and stars are.
+    rng:
+        Source of randomness.
+    per_megapixel:
+        How many; 40 keeps neighbours some 150 px apart, so that they do not disturb one another.
+    on_galaxies:
+        Share put within 1.5 FWHM of a reference source, where transients happen and subtraction is hardest.
+    """
+    height, width = difference.shape
+    bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
+    number = max(1, round(per_megapixel * bad.size / 1e6))
+    fwhm = difference.psf.fwhm()
+    hosts = _host_positions(difference, bad, fwhm)
+    chosen: list[tuple[float, float, bool]] = []
+    # Masked places are refused, not moved, so that what is measured is the completeness of the usable sky.
+    for _ in range(60 * number):
+        if len(chosen) == number:
+            break
+        near = len(hosts) > 0 and rng.random() < on_galaxies
+        if near:
+            hx, hy = hosts[rng.integers(len(hosts))]
+            radius, angle = 1.5 * fwhm * np.sqrt(rng.random()), 2 * np.pi * rng.random()
+            x, y = hx + radius * np.cos(angle), hy + radius * np.sin(angle)
+        else:
+            x, y = rng.uniform(12, width - 13), rng.uniform(12, height - 13)
+        column, row = round(x), round(y)
+        if not (12 <= column < width - 12 and 12 <= row < height - 12):
+            continue
+        if bad[row - 3 : row + 4, column - 3 : column + 4].any():
+            continue
+        if any((x - a) ** 2 + (y - b) ** 2 < (6 * fwhm) ** 2 for a, b, _ in chosen):
+            continue
+        chosen.append((x, y, near))
+    snr = np.exp(rng.uniform(np.log(SNR_RANGE[0]), np.log(SNR_RANGE[1]), len(chosen)))
+    table = pd.DataFrame(chosen, columns=["x", "y", "on_galaxy"])
+    error = (
+        difference.flux_err[table.y.round().astype(int), table.x.round().astype(int)]
+        if len(table)
+        else np.empty(0)
+    )
+    return table.assign(snr=snr, flux=snr * error)
+
+
+def _host_positions(difference: Difference, bad: np.ndarray, fwhm: float) -> np.ndarray:
+    """Return (n, 2) x, y of reference sources that are extended, or of all where none is."""
+    import sep
+
+    sigma = float(difference.meta["reference_sky_sigma"])
+    image = np.ascontiguousarray(difference.reference)
+    sources = sep.extract(image, 5.0, err=sigma, mask=bad, minarea=5)
+    if not len(sources):
+        return np.empty((0, 2))
+    size = 2.355 * np.sqrt(np.maximum(sources["a"] * sources["b"], 0))
+    extended = size > 1.3 * fwhm  # clearly wider than a star
+    pool = sources[extended] if extended.any() else sources
+    return np.column_stack([pool["x"], pool["y"]])
+
+
+def inject_exposure(
+    science: Frame,
+    reference: Frame,
+    difference: Difference,
+    rng: np.random.Generator,
+    model: Any,
+    *,
+    threshold: float = 5.0,
+    per_megapixel: float = 40.0,
+    method: str = "zogy",
+    device: str | None = None,
+) -> Injected:
+    """Inject into a copy of `science`, difference it anew, look for what was put in.
+
+    Parameters
+    ----------
+    science, reference:
+        The calibrated frame and the reference that judges it (not aligned).
+    difference:
+        The untouched difference of the two.
+    model:
+        What `learning.load_model` returned.
+
+    Returns
+    -------
+    Injected
+        `truth` has schema `INJECTIONS`.
+    """
+    from astrid_pipeline.imaging import find_candidates, inject
+    from astrid_pipeline.learning import detect
+    from astrid_pipeline.night.differences import difference_one
+
+    plan = plan_injections(difference, rng, per_megapixel)
+    injected, _ = difference_one(inject(science, plan, rng), reference, method)
+    candidates = find_candidates(injected, threshold=threshold)
+    detections = detect(injected, candidates, model, device=device)
+    return Injected(injected, judge(plan, injected, candidates, detections), candidates, detections)
+
+
+def judge(
+    plan: pd.DataFrame, difference: Difference, candidates: pd.DataFrame, detections: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the truth table with what was found of each injection; each find serves one injection only."""
+    radius = max(MATCH_RADIUS, difference.psf.fwhm())
+    truth = plan.assign(exposure_id=str(difference.meta.get("exposure_id")))
+    if difference.wcs is not None and len(plan):
+        sky = difference.wcs.pixel_to_world_values(plan.x, plan.y)
+        truth = truth.assign(ra=sky[0], dec=sky[1])
+    positive = candidates[candidates.sign > 0].reset_index(drop=True)
+    by_candidate, distance = match(truth, positive, radius)
+    by_detection, _ = match(truth, detections.reset_index(drop=True), radius)
+    hit = by_candidate >= 0
+    truth["found"] = hit
+    truth["detected"] = by_detection >= 0
+    truth["offset"] = np.where(hit, distance, np.nan)
+    for column, source, index in (
+        ("measured_flux", positive["flux"], by_candidate),
+        ("measured_flux_err", positive["flux_err"], by_candidate),
+        ("score", detections["score"], by_detection),
+    ):
+        values = np.full(len(truth), np.nan)
+        values[index >= 0] = source.to_numpy(float)[index[index >= 0]]
+        truth[column] = values
+    return INJECTIONS.conform(truth)
+
+
+def match(truth: pd.DataFrame, finds: pd.DataFrame, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pair each truth with at most one find, nearest pairs first; both need columns x and y.
+
+    Returns
+    -------
+    index, distance:
+        For each truth the row number of its find or -1, and their distance in pixels (inf where none).
+    """
+    index, distance = np.full(len(truth), -1), np.full(len(truth), np.inf)
+    if not len(truth) or not len(finds):
+        return index, distance
+    tree = cKDTree(finds[["x", "y"]].to_numpy(float))
+    near = tree.query_ball_point(truth[["x", "y"]].to_numpy(float), radius)
+    pairs = sorted(
+        (float(np.hypot(truth.x.iloc[i] - finds.x.iloc[j], truth.y.iloc[i] - finds.y.iloc[j])), i, j)
+        for i, js in enumerate(near)
+        for j in js
+    )
+    taken: set[int] = set()
+    for d, i, j in pairs:
+        if index[i] < 0 and j not in taken:
+            index[i], distance[i] = j, d
+            taken.add(j)
+    return index, distance
+
+
+def completeness(truth: pd.DataFrame, column: str = "detected") -> list[dict[str, Any]]:
+    """Return per bin of S/N how many were put in and found, with the 68 % Wilson interval of the share."""
+    from astropy.stats import binom_conf_interval
+
+    rows: list[dict[str, Any]] = []
+    for low, high in pairwise(SNR_BINS):
+        inside = truth[(truth.snr >= low) & (truth.snr < high)]
+        n, k = len(inside), int(inside[column].sum())
+        interval = binom_conf_interval(k, n, interval="wilson") if n else (np.nan, np.nan)
+        rows.append(
+            {
+                "snr_low": low,
+                "snr_high": high,
+                "injected": n,
+                "found": k,
+                "low": float(interval[0]),
+                "high": float(interval[1]),
+            }
+        )
+    return rows
+
+
+def flux_statistics(truth: pd.DataFrame, min_snr: float = 10.0) -> Mapping[str, float]:
+    """Return the median relative flux bias of bright injections and the width of their pulls.
+
+    The width is half the distance between the 16th and 84th percentile of (measured − true) / error.
+    """
+    found = truth[truth.found & (truth.snr >= min_snr)]
+    if len(found) < 3:  # the spread of two numbers says nothing
+        return {"flux_bias": float("nan"), "pull_width": float("nan")}
+    pull = (found.measured_flux - found.flux) / found.measured_flux_err
+    low, high = np.percentile(pull, [15.87, 84.13])
+    return {
+        "flux_bias": float(np.median(found.measured_flux / found.flux - 1)),
+        "pull_width": float((high - low) / 2),
+    }

@@ -1,0 +1,40 @@
+"""One bad exposure does not take the others with it."""
+
+from __future__ import annotations
+
+from astrid_pipeline.errors import PixelError, ServiceError
+from astrid_pipeline.night.outcome import PROBLEMS, for_each
+
+
+def test_the_others_are_made_and_the_bad_ones_named():
+    def treat(value: int) -> int:
+        if value == 2:
+            raise PixelError("no pixel has a finite value", where="b.fits", remedy="check how it was written")
+        if value == 3:
+            raise ServiceError("did not answer", where="archive")
+        if value == 4:
+            raise ZeroDivisionError("a defect")
+        return 10 * value
+
+    lines: list[str] = []
+    outcome = for_each({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, treat, stage="test", progress=lines.append)
+    assert outcome.products == {"a": 10, "e": 50}
+    told = {p.exposure_id: p for p in outcome.problems}
+    assert told["b"].what == "b.fits: no pixel has a finite value (check how it was written)"
+    assert told["b"].permanent
+    assert not told["c"].permanent
+    assert told["d"].error == "ZeroDivisionError"
+    assert "report it" in told["d"].what
+    assert len(lines) == 5
+    assert set(outcome.seconds) == set("abcde")
+    assert list(outcome.problem_table().columns) == PROBLEMS.names
+
+
+def test_products_go_where_they_are_told_to():
+    class Watched(dict):
+        """Counts how many products are held at once by the loop itself."""
+
+    into: Watched = Watched()
+    outcome = for_each([("a", 1), ("b", 2)], lambda v: v + 1, stage="test", into=into)
+    assert outcome.products is into
+    assert into == {"a": 2, "b": 3}
