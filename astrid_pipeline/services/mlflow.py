@@ -81,7 +81,6 @@ def _initialise(url: str, settings: Settings) -> None:
     # MLflow's processes race each other in the migration of a fresh database: one at a time goes through here.
     from mlflow.exceptions import MlflowException
     from mlflow.store.db import utils
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -97,7 +96,6 @@ def _initialise(url: str, settings: Settings) -> None:
                     utils._initialize_tables(engine)
             finally:
                 engine.dispose()
-            SqlAlchemyStore(url, artifact_root(settings))
         except MlflowException as error:
             raise ServiceError(
                 f"MLflow's database cannot be prepared: {error}",
@@ -125,6 +123,8 @@ def server_command(settings: Settings | None = None) -> tuple[list[str], dict[st
         str(settings.mlflow_port),
         "--workers",
         "1",
+        "--uvicorn-opts",
+        "--log-level warning",
         "--serve-artifacts",
         "--default-artifact-root",
         artifact_root(settings),

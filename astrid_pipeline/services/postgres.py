@@ -151,15 +151,23 @@ def stop_if_idle(settings: Settings | None = None) -> bool:
     except psycopg2.OperationalError:
         return False  # it is going down already, or has no connection to spare: somebody uses it
     try:
+        connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            )
-            others = cursor.fetchone()
+            # The server sees the end of a process that was just ended a moment later.
+            for _ in range(20):
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+                others = cursor.fetchone()
+                if others is not None and others[0] == 0:
+                    break
+                time.sleep(0.1)
+            else:
+                return False
     finally:
         connection.close()
-    return stop(settings) if others is not None and others[0] == 0 else False
+    return stop(settings)
 
 
 def _running(folder: Path) -> tuple[Path, int] | None:
