@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from astrid_pipeline.cli.console import out
 from astrid_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from astrid_pipeline.archives import Field
 
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove the fields that are watched.")
 
@@ -37,7 +41,7 @@ def add(
         ),
     ] = None,
 ) -> None:
-    """Add a field, or change one that is there.
+    """Add a field, or change one that is there. Its archive is asked at once what it has.
 
     Examples:
 
@@ -45,7 +49,6 @@ def add(
 
     - `astrid field add sim-a --ra 150.1 --dec 2.2 --filter g --filter r --archive simulated`
     """
-    from astrid_pipeline import driver
     from astrid_pipeline.archives import Field
     from astrid_pipeline.settings import get_settings
 
@@ -58,7 +61,7 @@ def add(
         archive=archive or get_settings().archive,
         site_longitude=site_longitude,
     )
-    driver.fields_add([field], console=out)
+    _watch([field])
 
 
 @app.command("discover")
@@ -89,9 +92,7 @@ def discover(
             "no field was found", where=archive, remedy="see the problems above, or check the path"
         )
     if watch:
-        from astrid_pipeline import driver
-
-        driver.fields_add(found, console=out)
+        _watch(found)
         return
     from rich.table import Table
 
@@ -115,17 +116,60 @@ def discover(
 @app.command("list")
 def list_fields() -> None:
     """List the fields that are watched."""
+    from rich.table import Table
+
     from astrid_pipeline import driver
 
-    driver.fields_list(console=out)
+    fields = driver.open_catalogue().fields()
+    if not fields:
+        out.print(
+            "No field is watched yet: `astrid field add --help` and `astrid field discover --help` show how."
+        )
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("field", "ra", "dec", "radius", "filters", "archive"):
+        table.add_column(column)
+    for field in fields:
+        table.add_row(
+            field.name,
+            f"{field.ra:.5f}",
+            f"{field.dec:+.5f}",
+            f"{field.radius:g}°",
+            ", ".join(field.filters) or "all",
+            field.archive,
+        )
+    out.print(table)
 
 
 @app.command("remove")
-def remove(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Stop watching a field. Its products and detections stay."""
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Stop watching a field and forget its catalogue rows; its products stay in the store."""
     from astrid_pipeline import driver
 
-    driver.fields_remove(name, console=out)
+    catalogue = driver.open_catalogue()
+    field = catalogue.field(name)
+    if not yes:
+        typer.confirm(f"Forget {field.name} with its candidates and detections?", abort=True)
+    catalogue.remove_field(field.name)
+    out.print(f"{field.name} is no longer watched.")
+
+
+def _watch(fields: Sequence[Field]) -> None:
+    """Ask the archive what it has of the fields, then add them, so that a wrong archive adds nothing."""
+    from astrid_pipeline import driver
+
+    listings = driver.list_fields(fields)
+    catalogue = driver.open_catalogue()
+    for listing in listings:
+        catalogue.add_field(listing.field)
+        nights = list(listing.nights)
+        count = sum(len(records) for records in listing.nights.values())
+        span = f", {nights[0]} to {nights[-1]}" if nights else ""
+        out.print(f"{listing.field.name}: {count} exposures in {len(nights)} nights{span}")
+    out.print("Next: `astrid backfill FIELD START END`, or `astrid run FIELD NIGHT`.")
 
 
 def _angle(text: str, option: str, *, hours: bool) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from astrid_pipeline.cli import fields
+from astrid_pipeline.cli import fields, runs
 from astrid_pipeline.cli.console import out
 from astrid_pipeline.errors import ConfigError
 
@@ -85,6 +85,7 @@ def ingest(
     field: Annotated[
         str | None, typer.Argument(metavar="[FIELD]", help="Name of the field. Default: all fields.")
     ] = None,
+    workers: _Workers = None,
 ) -> None:
     """Look in the archive for new exposures of a field, and fetch them.
 
@@ -96,16 +97,27 @@ def ingest(
     """
     from astrid_pipeline import driver
 
-    driver.ingest(field=field, console=out)
+    catalogue = driver.open_catalogue()
+    names = [f.name for f in catalogue.fields()] if field is None else [catalogue.field(field).name]
+    if not names:
+        raise ConfigError(
+            "no field is watched yet", remedy="add one with `astrid field add` or `field discover`"
+        )
+    results = []
+    with runs.telling("fetching") as tell:
+        for name in names:
+            results += driver.ingest(name, _workers(workers), tell)
+    runs.conclude(results, "Nothing new: everything the archive has is in the store.")
 
 
 def run(
     field: _FieldName,
     night: Annotated[str, typer.Argument(metavar="NIGHT", help="Date of the evening, YYYY-MM-DD.")],
+    workers: _Workers = None,
 ) -> None:
-    """Make one night of one field: from its raw exposures to detections.
+    """Make one night of one field, from its raw exposures to detections, with what it rests on.
 
-    What is there already is made again, and replaces itself.
+    Calibration frames, and earlier nights that the reference is built from, are made first if they are missing.
 
     Examples:
 
@@ -114,7 +126,9 @@ def run(
     wanted = _night(night)
     from astrid_pipeline import driver
 
-    driver.run(field=field, night=wanted, console=out)
+    with runs.telling(f"{field} {wanted}") as tell:
+        results = driver.run(field, wanted, _workers(workers), tell)
+    runs.conclude(results, f"{field} {wanted} is made already.")
 
 
 def backfill(
@@ -123,9 +137,9 @@ def backfill(
     end: Annotated[str, typer.Argument(metavar="END", help="Last night, YYYY-MM-DD; it is made too.")],
     workers: _Workers = None,
 ) -> None:
-    """Make all nights of a field in a range, side by side, earlier nights first.
+    """Make all nights of a field in a range, side by side; what is made already is left as it is.
 
-    Nights without exposures are skipped; a night that fails is named at the end, the others are made.
+    Nights without exposures are skipped; a night that fails is named, the others are made.
 
     Examples:
 
@@ -136,19 +150,45 @@ def backfill(
         raise ConfigError(f"the last night, {last}, is before the first, {first}", remedy="exchange the two")
     from astrid_pipeline import driver
 
-    driver.backfill(field=field, start=first, end=last, workers=_workers(workers), console=out)
+    with runs.telling(field) as tell:
+        results = driver.backfill(field, first, last, _workers(workers), tell)
+    runs.conclude(results, f"Nothing to do: every night of {field} from {first} to {last} is made.")
 
 
 def status() -> None:
-    """Say what there is: fields, nights made and failed, detections, models, and where it is kept.
+    """Say what there is: fields, nights, candidates and detections, and where everything is kept.
 
     Examples:
 
     - `astrid status`
     """
-    from astrid_pipeline import driver
+    from rich.table import Table
 
-    driver.status(console=out)
+    from astrid_pipeline import driver
+    from astrid_pipeline.settings import get_settings
+
+    settings = get_settings()
+    catalogue = driver.open_catalogue()
+    nights = catalogue.nights()
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("field", "nights", "first", "last", "exposures", "candidates", "detections"):
+        table.add_column(name, justify="left" if name == "field" else "right")
+    fields_ = catalogue.fields()
+    for field in fields_:
+        mine = nights[nights["field"] == field.name]
+        dates = (
+            [str(value) for value in (mine["night"].min(), mine["night"].max())] if len(mine) else ["—", "—"]
+        )
+        sums = [f"{int(mine[name].fillna(0).sum()):,}" for name in ("exposures", "candidates", "detections")]
+        table.add_row(field.name, str(len(mine)), *dates, *sums)
+    if fields_:
+        out.print(table)
+    else:
+        out.print("No field is watched yet: `astrid field add`, `astrid field discover`, or `astrid demo`.")
+    counts = catalogue.status()
+    told = {name: counts.get(name, 0) for name in ("models", "training_runs", "training_datasets")}
+    out.print("  ".join(f"[dim]{name.replace('_', ' ')}[/] {value}" for name, value in told.items()))
+    out.print(f"[dim]store[/] {settings.store_url}  [dim]home[/] {settings.home}", soft_wrap=True)
 
 
 def _workers(given: int | None) -> int:

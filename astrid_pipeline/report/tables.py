@@ -45,10 +45,10 @@ def write_parquet(table: pd.DataFrame, path: Path) -> Path:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write `table` as CSV, floats to seven digits, positions to ten (0.1 mas)."""
+    """Write `table` as CSV, floats to seven digits, positions and times to twelve (1 µas)."""
     shown = table.copy()
     for column in [name for name in shown if pd.api.types.is_float_dtype(shown[name])]:
-        digits = 10 if column in ("ra", "dec", "mjd") else 7
+        digits = 12 if column in ("ra", "dec", "mjd") else 7
         shown[column] = [f"{v:.{digits}g}" if np.isfinite(v) else "" for v in shown[column].astype(float)]
     return write_whole(path, lambda name: shown.to_csv(name, index=False))
 
