@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Image = npt.NDArray[np.float32]
+Hit = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]
 Boolean = npt.NDArray[np.bool_]
 
 
@@ -53,9 +54,7 @@ def _spill(column: npt.NDArray[np.float64], charge: float, full_well: float) -> 
     return int(np.count_nonzero(charge > np.cumsum(room) - room))
 
 
-def cosmic_rays(
-    rng: np.random.Generator, shape: tuple[int, int], n: int
-) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]]:
+def cosmic_rays(rng: np.random.Generator, shape: tuple[int, int], n: int) -> list[Hit]:
     """Draw `n` cosmic rays: for each its rows, columns and electrons.
 
     Muons leave straight tracks as long as their slant through the silicon makes them (median 2 px, seldom over 20),

@@ -22,8 +22,6 @@ Image = npt.NDArray[np.float32]
 #: Artefacts so large that a point's S/N means nothing for them.
 EXTENDED = ("bad_column", "bleed", "ghost", "satellite_trail", "edge")
 
-Hit = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]
-
 
 @dataclass(eq=False)
 class Spoiled:
@@ -47,7 +45,7 @@ class Spoiled:
     artefacts: MaskArray
     sky: float
     rows: list[dict[str, object]] = field(default_factory=list)
-    hits: list[Hit] = field(default_factory=list)
+    hits: list[detector.Hit] = field(default_factory=list)
     columns: list[tuple[int, int, int, float]] = field(default_factory=list)
 
     def add_hits(self, data: Image, variance: Image) -> None:
