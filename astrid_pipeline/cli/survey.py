@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from astrid_pipeline.cli import fields, runs
-from astrid_pipeline.cli.console import out
+from astrid_pipeline.cli.console import err, out
 from astrid_pipeline.errors import ConfigError
 
 _Workers = Annotated[
@@ -96,6 +96,7 @@ def ingest(
     - `astrid ingest m31-north`
     """
     from astrid_pipeline import driver
+    from astrid_pipeline.driver.display import Display
 
     catalogue = driver.open_catalogue()
     names = [f.name for f in catalogue.fields()] if field is None else [catalogue.field(field).name]
@@ -104,9 +105,9 @@ def ingest(
             "no field is watched yet", remedy="add one with `astrid field add` or `field discover`"
         )
     results = []
-    with runs.telling("fetching") as tell:
+    with Display(err) as display:
         for name in names:
-            results += driver.ingest(name, _workers(workers), tell)
+            results += driver.ingest(name, _workers(workers), display.done)
     runs.conclude(results, "Nothing new: everything the archive has is in the store.")
 
 
@@ -125,9 +126,10 @@ def run(
     """
     wanted = _night(night)
     from astrid_pipeline import driver
+    from astrid_pipeline.driver.display import Display
 
-    with runs.telling(f"{field} {wanted}") as tell:
-        results = driver.run(field, wanted, _workers(workers), tell)
+    with Display(err) as display:
+        results = driver.run(field, wanted, _workers(workers), display.done)
     runs.conclude(results, f"{field} {wanted} is made already.")
 
 
@@ -149,9 +151,10 @@ def backfill(
     if last < first:
         raise ConfigError(f"the last night, {last}, is before the first, {first}", remedy="exchange the two")
     from astrid_pipeline import driver
+    from astrid_pipeline.driver.display import Display
 
-    with runs.telling(field) as tell:
-        results = driver.backfill(field, first, last, _workers(workers), tell)
+    with Display(err) as display:
+        results = driver.backfill(field, first, last, _workers(workers), display.done)
     runs.conclude(results, f"Nothing to do: every night of {field} from {first} to {last} is made.")
 
 
