@@ -1,0 +1,162 @@
+"""From a classifier's logits to probabilities that mean what they say, and how far they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+KINDS: tuple[str, ...] = ("platt", "temperature", "isotonic")
+
+
+def logit(probability: npt.ArrayLike, floor: float = 1e-6) -> Floats:
+    """Return log(p / (1 - p)), p held within [floor, 1 - floor]."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), floor, 1 - floor)
+    return np.log(p) - np.log1p(-p)
+
+
+def sigmoid(value: npt.ArrayLike) -> Floats:
+    """Return 1 / (1 + exp(-value)) without overflow."""
+    from scipy.special import expit
+
+    return expit(np.asarray(value, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A monotonic map from logits to probabilities.
+
+    Attributes
+    ----------
+    kind:
+        ``platt`` (sigmoid(a z + b)), ``temperature`` (sigmoid(z / T), stored as a = 1 / T) or ``isotonic``.
+    parameters:
+        (2,) a and b; for isotonic (2, knots): logits and their probabilities.
+    """
+
+    kind: str
+    parameters: Floats
+
+    def __call__(self, logits: npt.ArrayLike) -> Floats:
+        """Return probabilities of `logits`."""
+        z = np.asarray(logits, dtype=np.float64)
+        if self.kind == "isotonic":
+            return np.interp(z, self.parameters[0], self.parameters[1])
+        return sigmoid(self.parameters[0] * z + self.parameters[1])
+
+    def tensors(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays to be written, their names beginning with `prefix`."""
+        return {f"{prefix}{self.kind}": np.ascontiguousarray(self.parameters)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> Calibrator:
+        """Return the calibrator written under `prefix`."""
+        for kind in KINDS:
+            if f"{prefix}{kind}" in tensors:
+                return cls(kind, tensors[f"{prefix}{kind}"].astype(np.float64))
+        raise KeyError(f"{prefix}{{{','.join(KINDS)}}}")
+
+
+def _check(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floats]:
+    z = np.asarray(logits, dtype=np.float64).ravel()
+    y = np.asarray(labels).astype(bool).ravel().astype(np.float64)
+    if len(z) != len(y):
+        raise ValueError(f"{len(z)} logits but {len(y)} labels")
+    if not 0 < y.sum() < len(y):
+        raise ValueError("calibration needs examples of both kinds")
+    return z, y
+
+
+def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Calibrator:
+    """Return the calibrator of a `kind` that makes `labels` most likely.
+
+    Platt's targets are drawn in from 0 and 1 as in Platt (1999), so that separable data do not give an infinite
+    slope.
+
+    Raises
+    ------
+    ValueError
+        If all labels are the same, or there is no such kind.
+    """
+    z, y = _check(logits, labels)
+    if kind == "isotonic":
+        from sklearn.isotonic import IsotonicRegression
+
+        # Nothing seen makes a probability of exactly 0 or 1: one miss among n + 2 is always possible.
+        edge = 1.0 / (len(y) + 2)
+        model = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(z, y)
+        return Calibrator(kind, np.stack([model.X_thresholds_, model.y_thresholds_]).astype(np.float64))
+    if kind not in KINDS:
+        raise ValueError(f"no calibration is called {kind!r}; there are {', '.join(KINDS)}")
+    from scipy.optimize import minimize
+
+    positive, negative = y.sum(), len(y) - y.sum()
+    target = np.where(y > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    free = 2 if kind == "platt" else 1
+
+    def loss(p: Floats) -> tuple[float, Floats]:
+        slope, shift = p[0], p[1] if free == 2 else 0.0
+        value = slope * z + shift
+        residual = (sigmoid(value) - target) / len(z)
+        nll = float(np.mean(np.logaddexp(0, value) - target * value))
+        return nll, np.array([residual @ z, residual.sum()])[:free]
+
+    best = minimize(loss, np.array([1.0, 0.0])[:free], jac=True, method="BFGS")
+    slope, shift = best.x[0], best.x[1] if free == 2 else 0.0
+    if (
+        slope <= 0
+    ):  # the classifier ranks no better than chance; keep the order it gave, and say the base rate
+        slope, shift = 1e-6, float(np.log((positive + 1) / (negative + 1)))
+    return Calibrator(kind, np.array([slope, shift]))
+
+
+def log_loss(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the mean negative log likelihood, in nats."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
+    y = np.asarray(labels).astype(bool)
+    return float(-np.mean(np.where(y, np.log(p), np.log1p(-p))))
+
+
+def choose(logits: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, seed: int = 0) -> Calibrator:
+    """Return the kind of calibrator with the least log loss in cross-validation, fitted to all of the data.
+
+    Isotonic has as many parameters as the data allow; it is not considered below 1000 examples, where it copies
+    their noise (Niculescu-Mizil & Caruana 2005).
+    """
+    z, y = _check(logits, labels)
+    kinds = KINDS if len(z) >= 1000 else KINDS[:2]
+    order = np.random.default_rng(seed).permutation(len(z))
+    fold = np.empty(len(z), int)
+    fold[order] = np.arange(len(z)) % folds
+    losses = {}
+    for kind in kinds:
+        guess = np.empty(len(z))
+        for k in range(folds):
+            train = fold != k
+            if not 0 < y[train].sum() < train.sum():
+                return fit("platt", z, y)  # too few of one kind to compare
+            guess[~train] = fit(kind, z[train], y[train])(z[~train])
+        losses[kind] = log_loss(guess, y)
+    return fit(min(losses, key=lambda kind: losses[kind]), z, y)
+
+
+def reliability(probability: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15) -> Floats:
+    """Return (bins, 3): mean probability, share that is real, and count, in bins of equal count."""
+    p = np.asarray(probability, dtype=np.float64).ravel()
+    y = np.asarray(labels).astype(np.float64).ravel()
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return np.array([[p[part].mean(), y[part].mean(), len(part)] for part in parts]).reshape(-1, 3)
+
+
+def expected_calibration_error(probability: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15) -> float:
+    """Return Σ n_b |p̄_b - share_b| / n over bins of equal count; NaN without data (Naeini et al. 2015)."""
+    table = reliability(probability, labels, bins=bins)
+    if not len(table):
+        return float("nan")
+    return float(np.average(np.abs(table[:, 0] - table[:, 1]), weights=table[:, 2]))

@@ -1,0 +1,376 @@
+"""Making labelled difference images: simulated ones, and injections into a user's own differences."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from astrid_pipeline.errors import AstridError, ModelError
+from astrid_pipeline.imaging.frame import Difference
+from astrid_pipeline.learning.channels import channels, unusable
+from astrid_pipeline.learning.shards import LABELS, Sample, is_whole, write_manifest, write_shard
+from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint
+from astrid_pipeline.learning.unet import CLASSES
+
+#: Called with the number of images done and the number in all.
+Progress = Callable[[int, int], None]
+
+#: What a truth table's kinds are called here.
+KIND_LABELS: Mapping[str, str] = {
+    "point": "transient",
+    "transient": "transient",
+    "variable": "variable",
+    "moving": "moving",
+    "trail": "moving",
+    "artefact": "artefact",
+}
+
+#: Images of one shard: some 20 MB at 512², so that a killed build loses little and a shard travels easily.
+SHARD_IMAGES = 10
+
+# Shares of simulated cases: mostly nights as they come, and some of each case that differencing is judged by, so
+# that a network also knows what a clean difference looks like.
+_CASES: Mapping[str, float] = {
+    "random": 0.70,
+    "clean": 0.05,
+    "shift10": 0.05,
+    "shift25": 0.05,
+    "refbroad": 0.05,
+    "varpsf": 0.05,
+    "real": 0.05,
+}
+
+#: Share of the simulated frames whose PSF is measured from their stars, as it is in life; the rest carry the true one.
+MEASURED_PSF = 0.6
+
+#: Attempts at one image before its error is raised: a few simulated frames have too few stars for a PSF.
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One simulated difference with its truth: what `build_shards` writes, and evaluation looks at whole."""
+
+    difference: Difference
+    truth: pd.DataFrame
+    candidates: pd.DataFrame
+    case: str
+    seed: int
+
+
+def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> pd.DataFrame:
+    """Return the rows of a truth table with the columns of `shards.TRUTH`, but image_id.
+
+    `truth` has x, y, flux, kind (a key of `KIND_LABELS`), and may have class, snr, length and angle. Where there is
+    no S/N it is |flux| over the difference's own flux error at that pixel.
+
+    Raises
+    ------
+    ModelError
+        If a kind is unknown.
+    """
+    kinds = truth["kind"].astype(str)
+    unknown = sorted(set(kinds) - set(KIND_LABELS))
+    if unknown:
+        remedy = f"use one of {', '.join(KIND_LABELS)}"
+        raise ModelError(
+            f"the truth names the kinds {', '.join(unknown)}", where="training data", remedy=remedy
+        )
+    height, width = difference.shape
+    rows = np.clip(np.rint(truth["y"].to_numpy(float)).astype(int), 0, height - 1)
+    cols = np.clip(np.rint(truth["x"].to_numpy(float)).astype(int), 0, width - 1)
+    own = np.abs(truth["flux"].to_numpy(float)) / np.maximum(difference.flux_err[rows, cols], 1e-30)
+    given = truth["snr"].to_numpy(float) if "snr" in truth else np.full(len(truth), np.nan)
+    return pd.DataFrame(
+        {
+            "x": truth["x"].to_numpy(float),
+            "y": truth["y"].to_numpy(float),
+            "flux": truth["flux"].to_numpy(float),
+            "snr": np.where(np.isfinite(given), given, own),
+            "label": kinds.map(KIND_LABELS).to_numpy(object),
+            "kind": truth.get("class", kinds).astype(str).to_numpy(object),
+            "length": truth["length"].to_numpy(float) if "length" in truth else np.full(len(truth), np.nan),
+            "angle": truth["angle"].to_numpy(float) if "angle" in truth else np.full(len(truth), np.nan),
+            "usable": ~unusable(difference)[rows, cols],
+            "label_source": source,
+        }
+    )
+
+
+def make_sample(
+    difference: Difference, truth: pd.DataFrame, candidates: pd.DataFrame, info: Mapping[str, Any]
+) -> Sample:
+    """Return one whole difference image as a sample; `truth` is that of `labelled_truth`."""
+    labels = np.where(unusable(difference), np.uint8(UNUSABLE_BIT), np.uint8(0))
+    labels |= np.where(footprint(difference, truth), np.uint8(SOURCE_BIT), np.uint8(0))
+    meta = difference.meta
+    about = {
+        "night": str(meta.get("night", "")),
+        "seeing": float(meta.get("seeing", np.nan)),
+        "score_sigma": float(meta.get("score_sigma", np.nan)),
+        "seed": -1,
+        **info,
+    }
+    return Sample(channels(difference), labels, truth, candidates, about)
+
+
+def simulate_difference(seed: int, shape: tuple[int, int] = (512, 512)) -> Simulated:
+    """Return a simulated difference image and its truth; the same seed gives the same.
+
+    The case, the options and whether the PSFs are measured or known are drawn from the seed. Frames whose PSF cannot
+    be measured are drawn again, four times at most.
+
+    Raises
+    ------
+    AstridError
+        What the last attempt raised.
+    """
+    from astrid_pipeline.imaging.candidates import find_candidates
+    from astrid_pipeline.imaging.subtract import subtract
+    from astrid_pipeline.simulation.pairs import CASES, random_options, simulate_pair
+
+    problem: AstridError | None = None
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng([seed, attempt])
+        case = str(rng.choice(list(_CASES), p=list(_CASES.values())))
+        if case == "random":
+            options = random_options(rng)
+        else:
+            options = {**CASES[case], "variables": 20.0, "movers": 15.0, "fading": 0.2}
+        options["psf"] = "none" if rng.random() < MEASURED_PSF else "true"
+        pair = simulate_pair(rng, shape, **options)
+        try:
+            difference = subtract(pair.science, pair.reference)
+            candidates = find_candidates(difference)
+        except AstridError as error:
+            problem = error
+            continue
+        truth = labelled_truth(pair.truth, difference, "simulated")
+        return Simulated(difference, truth, candidates, case, seed)
+    assert problem is not None
+    raise problem
+
+
+def image_seed(seed: int, split: str, index: int) -> int:
+    """Return the seed of image `index` of a split: splits of one run never share a sky."""
+    text = f"{seed}:{split}:{index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _build_shard(folder: Path, shard: int, seeds: Sequence[int], shape: tuple[int, int]) -> int:
+    samples = []
+    for seed in seeds:
+        made = simulate_difference(seed, shape)
+        info = {"sky": f"simulated-{seed}", "case": made.case, "source": "simulated", "seed": seed}
+        samples.append(make_sample(made.difference, made.truth, made.candidates, info))
+    write_shard(folder, shard, samples)
+    return len(samples)
+
+
+def build_shards(
+    folder: Path,
+    n_images: int,
+    seed: int = 0,
+    shape: tuple[int, int] = (512, 512),
+    workers: int = 1,
+    progress: Progress | None = None,
+    *,
+    split: str = "train",
+) -> dict[str, Any]:
+    """Simulate `n_images` labelled difference images into `folder` and return the set's manifest.
+
+    Each image is a sky of its own, drawn from (seed, split, number): sets of different splits share nothing, and
+    the number of workers changes nothing. Shards that are there already are kept, so that a killed build goes on.
+
+    Raises
+    ------
+    AstridError
+        What simulating or subtracting raised.
+    """
+    if n_images < 1:
+        raise ModelError(
+            f"a set of {n_images} images cannot be built", where=folder, remedy="ask for one or more"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = [image_seed(seed, split, i) for i in range(n_images)]
+    jobs = {s: seeds[i : i + SHARD_IMAGES] for s, i in enumerate(range(0, n_images, SHARD_IMAGES))}
+    recipe = {"seed": seed, "split": split, "shape": list(shape), "n_images": n_images}
+    _same_recipe(folder, recipe)
+    missing = {s: part for s, part in jobs.items() if not is_whole(folder, s)}
+    done = n_images - sum(len(part) for part in missing.values())
+    if progress is not None:
+        progress(done, n_images)
+    if workers <= 1 or len(missing) <= 1:
+        for shard, part in missing.items():
+            done += _build_shard(folder, shard, part, shape)
+            if progress is not None:
+                progress(done, n_images)
+    else:
+        # spawn: the parent may have threads (torch, Dagster), which a fork would copy half way.
+        with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _one_thread) as pool:
+            futures = [pool.submit(_build_shard, folder, s, part, shape) for s, part in missing.items()]
+            for future in as_completed(futures):
+                done += future.result()
+                if progress is not None:
+                    progress(done, n_images)
+    return write_manifest(folder, jobs, recipe)
+
+
+def _one_thread() -> None:
+    """Keep the workers' libraries to one thread each; the processes are the parallelism."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse to mix two sets in one folder; note the recipe of a new one."""
+    import json
+
+    note = folder / "recipe.json"
+    text = json.dumps(recipe, sort_keys=True)
+    if note.exists() and note.read_text() != text:
+        raise ModelError(
+            f"another set is being built here: {note.read_text()}", where=folder, remedy="use an empty folder"
+        )
+    note.write_text(text)
+
+
+def split_of(sky: str, shares: Mapping[str, float], seed: int = 0) -> str:
+    """Return the split that a piece of sky belongs to, by a hash: stable however many pieces there are.
+
+    Whatever shows the same sky, any night, any epoch, any object on it, falls into the same split, before any
+    augmentation. `shares` sum to 1.
+    """
+    total = sum(shares.values())
+    if not shares or abs(total - 1) > 1e-9:
+        raise ModelError(f"the shares of the splits sum to {total}, not 1", where="training data")
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{sky}".encode()).digest()[:8], "big") / 2**64
+    upto = 0.0
+    for name, share in shares.items():
+        upto += share
+        if place < upto:
+            return name
+    return list(shares)[-1]
+
+
+def shards_from_differences(
+    folder: Path,
+    differences: Iterable[tuple[Difference, pd.DataFrame, pd.DataFrame]],
+    *,
+    tile: int = 512,
+    source: str = "injected",
+) -> dict[str, Any]:
+    """Cut differences with known truth into tiles, write them as one set, and return its manifest.
+
+    Parameters
+    ----------
+    differences:
+        (difference, truth, candidates) each: a difference made from frames with injections, what was injected
+        (x, y, flux, kind, and snr, length, angle where known), and its candidates. Real changes that are known
+        belong into the truth as well; unknown ones are taken for false.
+    tile:
+        Side of the tiles, a multiple of 16. Tiles at the far edges are moved inwards to fit; smaller frames are
+        padded with unusable pixels.
+
+    Notes
+    -----
+    A tile's ``sky`` is the field and its place in it, so that `split_of` keeps all nights of it together.
+
+    Raises
+    ------
+    ModelError
+        If there is no difference, or the tile does not fit the network.
+    """
+    if tile % 16 or tile < 64:
+        raise ModelError(
+            f"tiles of {tile} px do not fit the network", remedy="use a multiple of 16, 64 or more"
+        )
+    samples: list[Sample] = []
+    shard = 0
+    for difference, truth, candidates in differences:
+        known = labelled_truth(truth, difference, source) if len(truth) else _no_truth()
+        name = str(difference.meta.get("field", difference.meta.get("exposure_id", "unknown")))
+        whole = make_sample(difference, known, candidates, {"case": "real", "source": source})
+        for sample in _tiles(whole, tile, name):
+            samples.append(sample)
+            if len(samples) == SHARD_IMAGES:
+                write_shard(folder, shard, samples)
+                samples, shard = [], shard + 1
+    if samples:
+        write_shard(folder, shard, samples)
+        shard += 1
+    if not shard:
+        raise ModelError(
+            "there is no difference to make samples of", where=folder, remedy="run the nights first"
+        )
+    return write_manifest(folder, range(shard), {"tile": tile, "split": "all"})
+
+
+def _no_truth() -> pd.DataFrame:
+    names = ("x", "y", "flux", "snr", "length", "angle")
+    empty: dict[str, Any] = {name: np.zeros(0) for name in names}
+    return pd.DataFrame(
+        {
+            **empty,
+            "label": np.zeros(0, object),
+            "kind": np.zeros(0, object),
+            "usable": np.zeros(0, bool),
+            "label_source": "",
+        }
+    )
+
+
+def _tiles(whole: Sample, tile: int, name: str) -> list[Sample]:
+    _, height, width = whole.planes.shape
+    planes, labels = whole.planes, whole.labels
+    below, right = max(tile - height, 0), max(tile - width, 0)
+    if below or right:
+        planes = np.pad(planes, ((0, 0), (0, below), (0, right)))
+        labels = np.pad(labels, ((0, below), (0, right)), constant_values=UNUSABLE_BIT)
+    out = []
+    for y0 in _starts(planes.shape[1], tile):
+        for x0 in _starts(planes.shape[2], tile):
+            out.append(
+                Sample(
+                    planes[:, y0 : y0 + tile, x0 : x0 + tile],
+                    labels[y0 : y0 + tile, x0 : x0 + tile],
+                    _inside(whole.truth, x0, y0, tile),
+                    _inside(whole.candidates, x0, y0, tile),
+                    {**whole.info, "sky": f"{name}/{y0}-{x0}"},
+                )
+            )
+    return out
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """Return where tiles begin: as few as cover the axis, without overlap but for the last."""
+    return sorted({min(i, size - tile) for i in range(0, size, tile)})
+
+
+def _inside(table: pd.DataFrame, x0: int, y0: int, tile: int) -> pd.DataFrame:
+    """Return the rows whose pixel lies in the tile, positions relative to it."""
+    inside = table["x"].between(x0 - 0.5, x0 + tile - 0.5, inclusive="left") & table["y"].between(
+        y0 - 0.5, y0 + tile - 0.5, inclusive="left"
+    )
+    part = table[inside]
+    return part.assign(x=part["x"] - x0, y=part["y"] - y0)
+
+
+def class_counts(truth: pd.DataFrame) -> dict[str, int]:
+    """Return how many rows of each label there are, all labels named."""
+    counts = truth["label"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in LABELS}
+
+
+assert set(KIND_LABELS.values()) == set(LABELS) == {*CLASSES, "artefact"}

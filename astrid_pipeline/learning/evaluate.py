@@ -1,0 +1,249 @@
+"""How good a detector is, on images it has never seen, beside the baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from astrid_pipeline.learning.calibration import expected_calibration_error, reliability
+from astrid_pipeline.learning.channels import unsqueeze_score
+from astrid_pipeline.learning.detector import Detector
+from astrid_pipeline.learning.energy import EnergyMeter
+from astrid_pipeline.learning.infer import peak_table
+from astrid_pipeline.learning.matching import NEITHER, RIGHT
+from astrid_pipeline.learning.metrics import (
+    MIN_SNR,
+    RESAMPLES,
+    SNR_EDGES,
+    Judged,
+    Value,
+    figures_of,
+    judge,
+    recall_by_snr,
+    snr_at_half,
+)
+from astrid_pipeline.learning.network import predict
+from astrid_pipeline.learning.peaks import class_probabilities
+from astrid_pipeline.learning.shards import ShardSet
+from astrid_pipeline.learning.targets import UNUSABLE_BIT
+from astrid_pipeline.learning.unet import CLASSES
+from astrid_pipeline.learning.validate import mask_iou
+
+#: Peaks below this score have no part in the calibration error: nine tenths of them are surely noise, and would
+#: hide what the others do.
+ECE_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes
+    ----------
+    figures:
+        By method (`score_5_sigma`, `isolation`, `one_class`, `unet`, `real_bogus`, `ensemble`) the figures of
+        `metrics.figures_of`, for truth of S/N ≥ `min_snr`.
+    recall:
+        Recall by S/N of the detector, at its threshold.
+    snr_half:
+        S/N at which half is found.
+    ece:
+        Expected calibration error of scores over `ECE_FLOOR`, truth of any S/N ≥ 4 being real.
+    reliability:
+        (bins, 3): mean score, share real, count.
+    iou:
+        Of the masks, over all pixels.
+    classes:
+        Confusion: rows the true class, columns the detected, detections at the threshold.
+    artefacts:
+        By artefact: how many there were on usable pixels, and how many were taken for real.
+    images, megapixels, truths:
+        What it was measured on.
+    seconds_per_mpix, joules_per_mpix, energy_source:
+        Of the network and second stage.
+    threshold, min_snr, device, model:
+        Of the detector.
+    """
+
+    figures: dict[str, dict[str, Value]]
+    recall: pd.DataFrame
+    snr_half: float
+    ece: float
+    reliability: pd.DataFrame
+    iou: float
+    classes: pd.DataFrame
+    artefacts: pd.DataFrame
+    images: int
+    megapixels: float
+    truths: int
+    seconds_per_mpix: float
+    joules_per_mpix: float
+    energy_source: str
+    threshold: float
+    min_snr: float
+    device: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[str, Value]:
+        """The figures of the detector itself."""
+        return self.figures["ensemble" if "ensemble" in self.figures else "unet"]
+
+    def table(self) -> pd.DataFrame:
+        """Return one row a method, figures and intervals as text."""
+        rows = {name: {k: str(v) for k, v in each.items()} for name, each in self.figures.items()}
+        return pd.DataFrame(rows).T.rename_axis("method").reset_index()
+
+    def flat(self) -> dict[str, float]:
+        """Return plain numbers, for a tracker."""
+        out = {name: value.value for name, value in self.best.items()}
+        out |= {f"{name}_low": value.low for name, value in self.best.items()}
+        out |= {f"{name}_high": value.high for name, value in self.best.items()}
+        more = ("snr_half", "ece", "iou", "megapixels", "seconds_per_mpix", "joules_per_mpix", "threshold")
+        out |= {name: float(getattr(self, name)) for name in more}
+        for row in self.recall.itertuples():
+            out[f"recall_snr_{row.snr_low:g}_{row.snr_high:g}"] = float(row.recall)
+        for method, each in self.figures.items():
+            out |= {
+                f"{method}.{name}": each[name].value
+                for name in ("ap", "precision", "recall", "false_per_mpix")
+            }
+        return {name: value for name, value in out.items() if np.isfinite(value)}
+
+
+def score_shards(
+    detector: Detector, shards: ShardSet, *, device: str | torch.device | None = None
+) -> tuple[pd.DataFrame, float]:
+    """Return every peak of every image with its scores and class, and the IoU of the masks.
+
+    Positions are those that `infer.detect` would give: the candidate's, or the peak's where there is none.
+    """
+    tables = []
+    inside = union = 0
+    for index in range(len(shards)):
+        planes, labels = shards.planes(index), np.asarray(shards.labels(index))
+        probability = predict(detector.inference_network, planes, device=device)
+        candidates = shards.candidates_of(index).drop(columns="image_id")
+        bad = (labels & UNUSABLE_BIT) != 0
+        table = peak_table(probability, bad, unsqueeze_score(planes[3]), candidates, detector.peak_threshold)
+        table = pd.concat([table, detector.score(table)], axis=1)
+        own = (table["candidate"] >= 0).to_numpy()
+        table["x"] = np.where(own, table["x"].astype(float), table["peak_x"])
+        table["y"] = np.where(own, table["y"].astype(float), table["peak_y"])
+        table["class"] = [CLASSES[c] for c in class_probabilities(table).argmax(axis=1)] if len(table) else []
+        table["image_id"] = shards.image_id(index)
+        tables.append(table)
+        i, u = mask_iou(probability[-1], labels)
+        inside, union = inside + i, union + u
+    filled = [t for t in tables if len(t)] or tables[:1]
+    return pd.concat(filled, ignore_index=True), inside / union if union else float("nan")
+
+
+def evaluate(
+    detector: Detector,
+    shards: ShardSet,
+    *,
+    min_snr: float = MIN_SNR,
+    device: str | torch.device | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a detector and the baselines on one set of images.
+
+    The baseline ``score_5_sigma`` takes every candidate (|S_corr| > 5) for real, ranked by |S_corr|; the classical
+    detectors rank the same candidates by how like a real change they are, kept where that is more likely than not.
+    """
+    with EnergyMeter() as meter:
+        began = time.perf_counter()
+        peaks, iou = score_shards(detector, shards, device=device)
+        spent = time.perf_counter() - began
+    size = shards.shape[0] * shards.shape[1] * 1e-6
+    area = pd.Series(
+        shards.images["usable_fraction"].to_numpy(float) * size, index=shards.images["image_id"].astype(str)
+    )
+    figures: dict[str, dict[str, Value]] = {}
+    for name, (found, least) in _methods(detector, shards, peaks).items():
+        judged = judge(found, shards.truth, area, min_snr=min_snr)
+        figures[name] = figures_of(judged, least, seed=seed, resamples=resamples)
+    low = judge(peaks, shards.truth, area, min_snr=SNR_EDGES[0])
+    # Calibration was fitted with truth of S/N ≥ 4 as real and fainter counting neither way.
+    four = judge(peaks, shards.truth, area, min_snr=4.0)
+    counted = four.table[(four.table["verdict"] != NEITHER) & (four.table["score"] > ECE_FLOOR)]
+    real = (counted["verdict"] == RIGHT).to_numpy()
+    pixels = len(shards) * size
+    return Evaluation(
+        figures=figures,
+        recall=recall_by_snr(low, detector.threshold),
+        snr_half=snr_at_half(low, detector.threshold),
+        ece=expected_calibration_error(counted["score"], real),
+        reliability=pd.DataFrame(
+            reliability(counted["score"], real), columns=["score", "share_real", "count"]
+        ),
+        iou=iou,
+        classes=_confusion(low, detector.threshold),
+        artefacts=_artefacts(low, shards.truth, peaks, detector.threshold),
+        images=len(shards),
+        megapixels=float(area.sum()),
+        truths=int((low.truth["snr"] >= min_snr).sum()),
+        seconds_per_mpix=spent / pixels,
+        joules_per_mpix=meter.joules / pixels,
+        energy_source=meter.source,
+        threshold=detector.threshold,
+        min_snr=min_snr,
+        device=str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        model={"name": detector.name, "version": detector.version, "data_hash": shards.hash},
+    )
+
+
+def _methods(
+    detector: Detector, shards: ShardSet, peaks: pd.DataFrame
+) -> dict[str, tuple[pd.DataFrame, float]]:
+    """Return, by method, its detections (image_id, x, y, score) and the score from which they count."""
+    candidates = shards.candidates
+    base = candidates[["image_id", "x", "y"]]
+    methods = {"score_5_sigma": (base.assign(score=candidates["peak_score"].abs()), 5.0)}
+    if detector.classical is not None:
+        # 0.5 is Liu et al.'s own boundary of an ordinary row, 0 the SVM's.
+        methods["isolation"] = (base.assign(score=-detector.classical.isolation(candidates)), -0.5)
+        methods["one_class"] = (base.assign(score=-detector.classical.one_class(candidates)), 0.0)
+    place = peaks[["image_id", "x", "y"]]
+    methods["unet"] = (place.assign(score=peaks["unet_score"]), detector.threshold)
+    if detector.real_bogus is not None:
+        methods["real_bogus"] = (place.assign(score=peaks["real_bogus"]), detector.threshold)
+    if detector.ensemble is not None:
+        methods["ensemble"] = (place.assign(score=peaks["score"]), detector.threshold)
+    return methods
+
+
+def _confusion(judged: Judged, threshold: float) -> pd.DataFrame:
+    good = judged.table[(judged.table["verdict"] == RIGHT) & (judged.table["score"] >= threshold)]
+    true = judged.truth["label"].reindex(good["truth"]).to_numpy(object)
+    table = pd.crosstab(
+        pd.Series(true, name="truth"), pd.Series(good["class"].to_numpy(object), name="found")
+    )
+    return table.reindex(index=list(CLASSES), columns=list(CLASSES), fill_value=0)
+
+
+def _artefacts(judged: Judged, truth: pd.DataFrame, peaks: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return, by kind of artefact on usable pixels, how many there were and how many passed for real.
+
+    One passes where a false detection lies within 5 px of its centre: an artefact is larger than a star.
+    """
+    false = judged.table[(judged.table["verdict"] != RIGHT) & (judged.table["score"] >= threshold)]
+    rows = truth[(truth["label"] == "artefact") & truth["usable"]]
+    by_image = {k: v[["x", "y"]].to_numpy(float) for k, v in false.groupby("image_id")}
+    passed = []
+    for row in rows.itertuples():
+        near = by_image.get(row.image_id)
+        hit = near is not None and bool((np.hypot(near[:, 0] - row.x, near[:, 1] - row.y) < 5).any())
+        passed.append(hit)
+    table = pd.DataFrame({"kind": rows["kind"].to_numpy(object), "passed": np.array(passed, bool)})
+    out = table.groupby("kind")["passed"].agg(["size", "sum"]).reset_index()
+    out.columns = pd.Index(["kind", "count", "passed"])
+    return out.assign(rejected=1 - out["passed"] / out["count"])

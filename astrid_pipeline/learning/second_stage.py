@@ -1,0 +1,178 @@
+"""Fitting what stands behind the network: calibration, real/bogus, the classical detectors, and their ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from astrid_pipeline.errors import ModelError
+from astrid_pipeline.imaging.candidates import FEATURES
+from astrid_pipeline.learning import calibration
+from astrid_pipeline.learning.channels import unsqueeze_score
+from astrid_pipeline.learning.classical import Classical, fit_classical
+from astrid_pipeline.learning.detector import PEAK_THRESHOLD, Detector
+from astrid_pipeline.learning.ensemble import Ensemble, fit_ensemble
+from astrid_pipeline.learning.infer import peak_table
+from astrid_pipeline.learning.matching import NEITHER, RIGHT, match
+from astrid_pipeline.learning.network import predict, prepare_for_inference
+from astrid_pipeline.learning.real_bogus import RealBogus, fit_real_bogus
+from astrid_pipeline.learning.shards import ShardSet
+from astrid_pipeline.learning.targets import UNUSABLE_BIT
+from astrid_pipeline.learning.unet import CLASSES
+
+#: What real/bogus looks at: the candidate's features and the network's answer at the peak.
+PEAK_FEATURES: tuple[str, ...] = (
+    "unet_logit",
+    *(f"unet_{name}" for name in CLASSES),
+    "unet_mask_area",
+    "unet_mask_mean",
+    "peak_snr",
+    "peak_distance",
+)
+
+# Truth from here on is a real example; fainter changes are neither, as in the network's own training.
+_REAL_SNR = 4.0
+
+#: The threshold is where held-out detections reach this precision at truth of S/N ≥ 4 (Rubin asks for 95 % at 6).
+TARGET_PRECISION = 0.95
+
+
+def real_bogus_features() -> tuple[str, ...]:
+    """Return the columns that real/bogus is fitted to."""
+    return (*(name for name in FEATURES if name not in PEAK_FEATURES), *PEAK_FEATURES)
+
+
+def label_peaks(
+    network: nn.Module,
+    shards: ShardSet,
+    *,
+    device: str | torch.device | None = None,
+    peak_threshold: float = PEAK_THRESHOLD,
+    min_snr: float = _REAL_SNR,
+) -> pd.DataFrame:
+    """Return the network's peaks in all images of a set, `infer.peak_table`, with what they really are.
+
+    Adds image_id, ``verdict`` (`matching.RIGHT`, `FALSE` or `NEITHER`), and of a right one ``truth_snr``,
+    ``truth_label``, ``truth_kind``, ``truth_distance`` (px).
+
+    Parameters
+    ----------
+    network:
+        Made by `network.prepare_for_inference`, or any in eval mode.
+    """
+    tables = []
+    for index in range(len(shards)):
+        planes, labels, truth = shards.planes(index), shards.labels(index), shards.truth_of(index)
+        probability = predict(network, planes, device=device)
+        bad = (np.asarray(labels) & UNUSABLE_BIT) != 0
+        table = peak_table(
+            probability,
+            bad,
+            unsqueeze_score(planes[3]),
+            shards.candidates_of(index).drop(columns="image_id"),
+            peak_threshold,
+        )
+        place = pd.DataFrame({"x": table["peak_x"], "y": table["peak_y"], "score": table["unet_raw"]})
+        verdict, which = match(place, truth, min_snr=min_snr)
+        found = truth.reset_index(drop=True).reindex(np.where(verdict == RIGHT, which, -1))
+        table["image_id"] = shards.image_id(index)
+        table["verdict"] = verdict
+        table["truth_snr"] = found["snr"].to_numpy(float)
+        table["truth_label"] = found["label"].to_numpy(object)
+        table["truth_kind"] = found["kind"].to_numpy(object)
+        table["truth_distance"] = np.hypot(
+            found["x"].to_numpy() - place["x"], found["y"].to_numpy() - place["y"]
+        )
+        tables.append(table)
+    filled = [t for t in tables if len(t)] or tables[:1]
+    return pd.concat(filled, ignore_index=True)
+
+
+def _clear(peaks: pd.DataFrame) -> pd.DataFrame:
+    return peaks[peaks["verdict"] != NEITHER]
+
+
+def fit_real_bogus_on(peaks: pd.DataFrame, *, seed: int = 0) -> RealBogus:
+    """Return real/bogus fitted to labelled peaks (`label_peaks`)."""
+    clear = _clear(peaks)
+    return fit_real_bogus(
+        clear, clear["verdict"] == RIGHT, real_bogus_features(), groups=clear["image_id"], seed=seed
+    )
+
+
+def fit_classical_on(peaks: pd.DataFrame, *, seed: int = 0) -> Classical:
+    """Return the classical detectors fitted to the real ones among labelled peaks that are candidates."""
+    real = peaks[(peaks["verdict"] == RIGHT) & (peaks["candidate"] >= 0)]
+    return fit_classical(real, tuple(FEATURES), seed=seed)
+
+
+def fit_ensemble_on(peaks: pd.DataFrame, detector: Detector, *, seed: int = 0) -> Ensemble:
+    """Return the weights of a detector's parts, learned on peaks that none of them was fitted to."""
+    clear = _clear(peaks)
+    return fit_ensemble(detector.stage_inputs(clear), clear["verdict"] == RIGHT, seed=seed)
+
+
+def threshold_for(score: np.ndarray, verdict: np.ndarray, precision: float = TARGET_PRECISION) -> float:
+    """Return the lowest score above which the precision holds; 0.5 where it is never reached."""
+    keep = verdict != NEITHER
+    order = np.argsort(-score[keep], kind="stable")
+    ranked, right = score[keep][order], (verdict[keep] == RIGHT)[order]
+    reached = np.flatnonzero(np.cumsum(right) / (np.arange(len(right)) + 1) >= precision)
+    return float(ranked[reached[-1]]) if len(reached) else 0.5
+
+
+def fit_detector(
+    network: nn.Module,
+    second: ShardSet,
+    held_out: ShardSet,
+    *,
+    name: str,
+    version: str,
+    facts: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Detector:
+    """Return a detector: the network with everything behind it fitted.
+
+    Parameters
+    ----------
+    second:
+        Images the network was not trained on; real/bogus and the classical detectors learn on its peaks there.
+    held_out:
+        Images none of them was trained on; calibration, ensemble and threshold are found there.
+
+    Raises
+    ------
+    ModelError
+        If the sets share a piece of sky, or hold too few peaks to learn from.
+    """
+    shared = set(second.images["sky"]) & set(held_out.images["sky"])
+    if shared:
+        raise ModelError(
+            f"{len(shared)} pieces of sky are in both sets", remedy="split by sky (data.split_of)"
+        )
+    fast = prepare_for_inference(network)
+    first = label_peaks(fast, second, device=device)
+    last = label_peaks(fast, held_out, device=device)
+    clear = _clear(last)
+    real = (clear["verdict"] == RIGHT).to_numpy()
+    if min(real.sum(), (~real).sum()) < 20:
+        raise ModelError(
+            f"the network found {int(real.sum())} real and {int((~real).sum())} false peaks in {len(held_out)} "
+            "held-out images: too few to calibrate on",
+            where="calibration",
+            remedy="train longer, or hold out more images",
+        )
+    calibrator = calibration.choose(calibration.logit(clear["unet_raw"]), real, seed=seed)
+    detector = Detector(network, name, version, calibrator, threshold=0.5, facts=dict(facts or {}))
+    detector = detector.replace(
+        real_bogus=fit_real_bogus_on(first, seed=seed), classical=fit_classical_on(first, seed=seed)
+    )
+    detector = detector.replace(ensemble=fit_ensemble_on(last, detector, seed=seed))
+    score = detector.score(last)["score"].to_numpy()
+    return detector.replace(threshold=threshold_for(score, last["verdict"].to_numpy()))

@@ -1,0 +1,166 @@
+"""Forests of decision trees as plain arrays, evaluated with numpy.
+
+scikit-learn fits them; what is kept and loaded is arrays only. A file of ours therefore runs no code when it is
+loaded, does not depend on the version of scikit-learn that wrote it, and needs none to be applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees laid end to end.
+
+    Attributes
+    ----------
+    feature:
+        (nodes,) int32 column compared at a node; -1 at a leaf.
+    threshold:
+        (nodes,) float64; a row goes left where its value is at most this.
+    left, right:
+        (nodes,) int32 positions of the children.
+    missing_left:
+        (nodes,) bool, whether a row without a value (NaN) goes left.
+    value:
+        (nodes,) float64, what a leaf says.
+    roots:
+        (trees,) int32.
+    """
+
+    feature: npt.NDArray[np.int32]
+    threshold: Floats
+    left: npt.NDArray[np.int32]
+    right: npt.NDArray[np.int32]
+    missing_left: npt.NDArray[np.bool_]
+    value: Floats
+    roots: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        # A file may come from anybody: positions that point outside, or back, would never end.
+        nodes = len(self.feature)
+        inner = self.feature >= 0
+        here = np.arange(nodes)
+        sizes = {len(getattr(self, n)) for n in ("threshold", "left", "right", "missing_left", "value")}
+        sound = sizes == {nodes} and len(self.roots) > 0
+        sound = sound and bool(np.all((self.roots >= 0) & (self.roots < nodes)))
+        for child in (self.left, self.right):
+            sound = sound and bool(np.all((child[inner] > here[inner]) & (child[inner] < nodes)))
+        if not sound:
+            raise ValueError("the trees' positions do not fit together")
+
+    def apply(self, rows: Floats) -> Floats:
+        """Return (rows, trees): each tree's answer for each row."""
+        out = np.empty((len(rows), len(self.roots)))
+        index = np.arange(len(rows))
+        for k, root in enumerate(self.roots):
+            node = np.full(len(rows), root, np.int64)
+            active = index[self.feature[node] >= 0]
+            while len(active):
+                at = node[active]
+                x = rows[active, self.feature[at]]
+                goes_left = np.where(np.isnan(x), self.missing_left[at], x <= self.threshold[at])
+                node[active] = np.where(goes_left, self.left[at], self.right[at])
+                active = active[self.feature[node[active]] >= 0]
+            out[:, k] = self.value[node]
+        return out
+
+    def tensors(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays to be written, their names beginning with `prefix`."""
+        return {f"{prefix}{name}": np.ascontiguousarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> Forest:
+        """Return the forest written under `prefix`."""
+        return cls(
+            feature=tensors[f"{prefix}feature"].astype(np.int32),
+            threshold=tensors[f"{prefix}threshold"].astype(np.float64),
+            left=tensors[f"{prefix}left"].astype(np.int32),
+            right=tensors[f"{prefix}right"].astype(np.int32),
+            missing_left=tensors[f"{prefix}missing_left"].astype(bool),
+            value=tensors[f"{prefix}value"].astype(np.float64),
+            roots=tensors[f"{prefix}roots"].astype(np.int32),
+        )
+
+
+def _join(parts: Sequence[dict[str, npt.NDArray[Any]]]) -> Forest:
+    sizes = [len(part["feature"]) for part in parts]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    joined = {}
+    for name in ("feature", "threshold", "left", "right", "missing_left", "value"):
+        shift = starts if name in ("left", "right") else np.zeros(len(parts), np.int32)
+        joined[name] = np.concatenate(
+            [part[name] + s if s else part[name] for part, s in zip(parts, shift, strict=True)]
+        )
+    return Forest(
+        feature=joined["feature"].astype(np.int32),
+        threshold=joined["threshold"].astype(np.float64),
+        left=joined["left"].astype(np.int32),
+        right=joined["right"].astype(np.int32),
+        missing_left=joined["missing_left"].astype(bool),
+        value=joined["value"].astype(np.float64),
+        roots=starts,
+    )
+
+
+def from_boosting(model: Any) -> tuple[Forest, float]:
+    """Return the trees and the baseline of a fitted binary `HistGradientBoostingClassifier` on numbers.
+
+    The classifier's logit is the baseline plus the sum of the trees' answers.
+    """
+    parts = []
+    for (predictor,) in model._predictors:
+        nodes = predictor.nodes
+        if nodes["is_categorical"].any():
+            raise ValueError("trees with categories cannot be written")
+        leaf = nodes["is_leaf"].astype(bool)
+        parts.append(
+            {
+                "feature": np.where(leaf, -1, nodes["feature_idx"].astype(np.int64)),
+                "threshold": np.where(leaf, 0.0, nodes["num_threshold"]),
+                "left": nodes["left"].astype(np.int64),
+                "right": nodes["right"].astype(np.int64),
+                "missing_left": nodes["missing_go_to_left"].astype(bool),
+                "value": nodes["value"].astype(np.float64),
+            }
+        )
+    return _join(parts), float(np.ravel(model._baseline_prediction)[0])
+
+
+def average_path(n: npt.ArrayLike) -> Floats:
+    """Return c(n), the mean depth of an unsuccessful search in a tree of n (Liu, Ting & Zhou 2008, eq. 1)."""
+    n = np.asarray(n, dtype=np.float64)
+    many = np.maximum(n, 3)
+    long = 2 * (np.log(many - 1) + np.euler_gamma) - 2 * (many - 1) / many
+    return np.where(n > 2, long, np.where(n == 2, 1.0, 0.0))
+
+
+def from_isolation(model: Any) -> Forest:
+    """Return the trees of a fitted `IsolationForest`; a leaf says its depth and what would follow below it."""
+    parts = []
+    for tree, columns in zip(model.estimators_, model.estimators_features_, strict=True):
+        inner = tree.tree_
+        depth = np.zeros(inner.node_count)
+        for node in range(inner.node_count):  # children come after their parents
+            if inner.children_left[node] >= 0:
+                depth[[inner.children_left[node], inner.children_right[node]]] = depth[node] + 1
+        leaf = inner.children_left < 0
+        parts.append(
+            {
+                "feature": np.where(leaf, -1, columns[np.where(leaf, 0, inner.feature)]),
+                "threshold": np.where(leaf, 0.0, inner.threshold),
+                "left": inner.children_left.astype(np.int64),
+                "right": inner.children_right.astype(np.int64),
+                "missing_left": np.zeros(inner.node_count, bool),
+                "value": np.where(leaf, depth + average_path(inner.n_node_samples), 0.0),
+            }
+        )
+    return _join(parts)
