@@ -1,0 +1,278 @@
+"""From a raw exposure to a frame in electrons with its noise and its mask."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from astrid_pipeline.errors import CalibrationError, PixelError
+from astrid_pipeline.imaging.calibrate import cosmic_rays, defects, saturation, trails
+from astrid_pipeline.imaging.calibrate.amplifiers import Assembled, assemble, cut
+from astrid_pipeline.imaging.calibrate.build import gain_map
+from astrid_pipeline.imaging.calibrate.masters import MasterCalibration
+from astrid_pipeline.imaging.frame import Frame, Image
+from astrid_pipeline.imaging.io import sky_noise
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, MaskArray
+from astrid_pipeline.imaging.raw import Kind, RawExposure
+
+#: Pixels at the border that filters and Lanczos-3 resampling cannot serve in full.
+EDGE = 4
+
+#: Box of the sky that is taken away for finding masks (not from the frame), px: wider than any star.
+_SKY_BOX = 48
+
+#: What a raw exposure says of itself that a frame need not repeat.
+_NOT_KEPT = ("saturation_source", "kind")
+
+
+def calibrate(
+    raw: RawExposure,
+    masters: MasterCalibration | None = None,
+    *,
+    find_trails: bool = True,
+    find_cosmic_rays: bool = True,
+) -> Frame:
+    """Return the frame of a light exposure.
+
+    A raw exposure is freed of overscan, bias, dark (scaled by exposure time) and flat, made linear, and multiplied
+    by its amplifiers' gains, as far as `masters` and its header allow; `meta["calibration"]` lists what was done.
+    The result is in electrons (gain 1) with the sky left in; where the gain is not known it stays in counts.
+    The variance is the detector's, V = (R² + signal) / f² + that of the masters, in electrons². It is None where it
+    cannot be known (no gain, no zero level, no read noise): `prepare` then measures it from the frame.
+
+    An exposure that its archive has calibrated keeps its pixels, unit, variance and mask. Noise and masks are added
+    only as far as the header allows: a sky that was taken away took its photon noise's measure with it, and pixels
+    that were interpolated no longer show the sharp edges of cosmic rays.
+
+    Exposures through a Bayer mosaic become the sum of each 2 × 2 cell, with the filter name of the mosaic: a pixel
+    of its own colour differs from its neighbours in what it sees, and interpolation would share noise.
+
+    Raises
+    ------
+    CalibrationError
+        If the exposure is no light frame, or the masters do not match it.
+    PixelError
+        If nothing can be used.
+    """
+    name = raw.meta.get("exposure_id")
+    if raw.kind is not Kind.LIGHT:
+        raise CalibrationError(f"is a {raw.kind} frame", where=name, remedy="calibrate light frames only")
+    if raw.calibrated:
+        data, variance, mask, meta = _from_archive(raw)
+        peak, level = data, meta.get("saturation")
+    else:
+        if masters is not None:
+            masters.matches(raw)
+        data, variance, mask, meta, peak, level = _from_detector(raw, masters)
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise PixelError("no pixel has a finite value", where=name, remedy="check how the file was written")
+    if not finite.all():
+        mask[~finite] |= np.int32(Mask.NO_DATA)
+        data = np.where(finite, data, np.float32(np.median(data[finite])))
+    wcs = raw.wcs
+    if "bayer" in meta and not raw.calibrated:
+        data, variance, mask, peak = _sum_cells(data, variance, mask, peak)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wcs = None if wcs is None else wcs[::2, ::2]
+        for key, factor in (("pixel_scale", 2.0), ("read_noise", 2.0)):
+            if key in meta:
+                meta[key] *= factor
+    _add_masks(data, variance, mask, meta, peak, level, find_trails, find_cosmic_rays)
+    meta["saturated_fraction"] = float(((mask & int(Mask.SATURATED | Mask.BLEED)) != 0).mean())
+    meta["masked_fraction"] = float(((mask & int(UNUSABLE)) != 0).mean())
+    return Frame(data, variance, mask, None, wcs, {k: v for k, v in meta.items() if k not in _NOT_KEPT})
+
+
+def _from_archive(raw: RawExposure) -> tuple[Image, Image | None, MaskArray, dict[str, Any]]:
+    """Return data, variance, mask and metadata of an exposure that was calibrated before."""
+    assembled = assemble(raw)
+    meta = dict(raw.meta)
+    mask = np.zeros(assembled.data.shape, np.int32) if raw.mask is None else raw.mask.copy()
+    variance = None
+    if raw.variance is not None:
+        variance = raw.variance.astype(np.float32)
+        mask[~(np.isfinite(variance) & (variance > 0))] |= np.int32(Mask.NO_DATA)
+    elif _noise_is_known(meta):
+        gain, read_noise = meta["gain"], meta["read_noise"]
+        variance = np.maximum(assembled.data, 0) / np.float32(gain) + np.float32((read_noise / gain) ** 2)
+    meta["calibration"] = "archive"
+    return assembled.data, variance, mask, meta
+
+
+def _noise_is_known(meta: dict[str, Any]) -> bool:
+    """Return whether gain and read noise tell the noise: sky still in, one exposure, pixels not interpolated."""
+    changed = any(meta.get(key) for key in ("sky_subtracted", "resampled")) or meta.get("n_combined", 1) > 1
+    return not changed and "gain" in meta and "read_noise" in meta
+
+
+def _from_detector(
+    raw: RawExposure, masters: MasterCalibration | None
+) -> tuple[Image, Image | None, MaskArray, dict[str, Any], Image, float | None]:
+    """Return data, variance, mask, metadata, the counts as read and the level at which those saturate."""
+    assembled = assemble(raw, nonlinearity=masters.nonlinearity if masters else None)
+    meta = dict(raw.meta)
+    done = ["overscan"] if assembled.has_zero_level else []
+    data, zero = assembled.data, np.zeros(assembled.data.shape, np.float32)
+    exposure = float(meta.get("exposure") or 0.0)
+    extra: Image | float = 0.0
+    dark_counts: Image | float = 0.0
+    if masters is not None and masters.nonlinearity:
+        done.append("linearity")
+    if masters is not None and masters.bias is not None:
+        data = data - masters.bias
+        extra = extra + masters.bias_variance
+        done.append("bias")
+    elif not assembled.has_zero_level and meta.get("pedestal") is not None:
+        # The camera's software says what to add for a true zero.
+        data = data + np.float32(meta["pedestal"])
+        done.append("pedestal")
+    if masters is not None and masters.dark is not None:
+        if not exposure:
+            raise CalibrationError(
+                "the exposure time is not known, and the dark has to be scaled by it",
+                where=meta.get("exposure_id"),
+                remedy="set EXPTIME",
+            )
+        dark_counts = masters.dark * np.float32(exposure)
+        data = data - dark_counts
+        extra = extra + masters.dark_variance * np.float32(exposure**2)
+        done.append("dark")
+    zero = assembled.peak - data
+    sections = assembled.sections
+    gains = (
+        masters.gains if masters is not None and all(masters.gains) else tuple(a.gain for a in raw.amplifiers)
+    )
+    known_gain = bool(gains) and all(gains)
+    gain = gain_map(data.shape, sections, gains) if known_gain else None
+    level = meta.get("saturation")
+    variance = None
+    read_noise = _read_noise(raw, assembled, masters, gains if known_gain else None)
+    zeroed = bool({"overscan", "bias", "pedestal"} & set(done))
+    if gain is not None:
+        data = data * gain
+        if read_noise is not None and zeroed:
+            # Dark current has been subtracted, its photon noise has not.
+            photons = np.maximum(data + dark_counts * gain, 0)
+            variance = _read_variance(data.shape, sections, read_noise) + photons + extra * gain**2
+    flat = masters.flats.get(str(meta.get("filter", "none"))) if masters is not None else None
+    if flat is not None and masters is not None:
+        flat_variance = masters.flat_variances[str(meta.get("filter", "none"))]
+        usable = flat > 0.01
+        safe = np.where(usable, flat, 1)
+        data = np.where(usable, data / safe, np.nan)
+        if variance is not None:
+            variance = variance / safe**2 + np.square(data) * flat_variance / safe**2
+        done.append("flat")
+    mask = np.zeros(data.shape, np.int32) if masters is None or masters.bad is None else masters.bad.copy()
+    if flat is not None:
+        mask[flat <= 0.01] |= np.int32(Mask.BAD_PIXEL)
+    if known_gain:
+        meta.update(unit="electron", gain=1.0)
+        meta["gain_source"] = masters.gain_source if masters is not None and all(masters.gains) else "header"
+        meta["detector_gain"] = float(np.mean([g for g in gains if g]))
+    if read_noise is not None:
+        # In counts where there is no gain; nobody can turn it into electrons then.
+        meta["read_noise"] = float(np.mean(read_noise))
+    if level is not None:
+        # The lowest level at which a pixel saturates, in the frame's units.
+        factor = gain if gain is not None else np.float32(1)
+        meta["saturation"] = float(np.median((level - zero) * factor))
+    meta["calibration"] = ",".join(done) if done else "none"
+    return data.astype(np.float32), variance, mask, meta, assembled.peak, level
+
+
+def _read_noise(
+    raw: RawExposure,
+    assembled: Assembled,
+    masters: MasterCalibration | None,
+    gains: tuple[float | None, ...] | None,
+) -> list[float] | None:
+    """Return each amplifier's read noise in electrons (counts without gain): measured, else the header's."""
+    if masters is not None and masters.read_noise and all(masters.read_noise):
+        return [float(value) for value in masters.read_noise if value]
+    header = [a.read_noise for a in raw.amplifiers]
+    if all(header):
+        return [float(value) for value in header if value]
+    if gains and all(assembled.overscan_noise):
+        return [float(n) * float(g) for n, g in zip(assembled.overscan_noise, gains, strict=True) if n and g]
+    return None
+
+
+def _read_variance(shape: tuple[int, int], sections: Any, read_noise: list[float]) -> Image:
+    out = np.empty(shape, np.float32)
+    for section, noise in zip(sections, read_noise, strict=True):
+        cut(out, section)[...] = noise**2
+    return out
+
+
+def _sum_cells(
+    data: Image, variance: Image | None, mask: MaskArray, peak: Image
+) -> tuple[Image, Image | None, MaskArray, Image]:
+    """Return images summed over cells of 2 × 2 pixels: flux and noise add up, masks unite, the peak is the highest."""
+    height, width = (n // 2 * 2 for n in data.shape)
+
+    def cells(image: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        part = image[:height, :width]
+        return [part[::2, ::2], part[::2, 1::2], part[1::2, ::2], part[1::2, 1::2]]
+
+    total = sum(cells(data))
+    noise = None if variance is None else sum(cells(variance))
+    bits = np.bitwise_or.reduce(cells(mask))
+    return (
+        np.asarray(total),
+        None if noise is None else np.asarray(noise),
+        bits,
+        np.maximum.reduce(cells(peak)),
+    )
+
+
+def _add_masks(
+    data: Image,
+    variance: Image | None,
+    mask: MaskArray,
+    meta: dict[str, Any],
+    peak: Image,
+    level: float | None,
+    with_trails: bool,
+    with_cosmic_rays: bool,
+) -> None:
+    """Set the bits of saturation, bleeding, cosmic rays, trails and edges in `mask`; note in `meta` what was found."""
+    residual = data - defects.local_median(data, _SKY_BOX)
+    if variance is not None:
+        noise: Image | float = np.sqrt(variance)
+    else:
+        noise = _empirical_noise(residual, data, meta)
+    mask |= saturation.saturation_mask(residual, noise, peak, level)
+    unusable = (mask & int(UNUSABLE)) != 0
+    if meta.get("resampled"):
+        # Interpolation has smeared cosmic rays into something as wide as stars, and made stars' cores uneven.
+        with_cosmic_rays = False
+    fwhm = cosmic_rays.typical_fwhm(residual, np.square(noise), unusable)
+    if with_cosmic_rays:
+        hits = cosmic_rays.find_cosmic_rays(residual, np.square(noise), unusable, fwhm)
+        mask[hits] |= np.int32(Mask.COSMIC_RAY)
+        meta["cosmic_ray_fraction"] = float(hits.mean())
+        unusable |= hits
+    if with_trails:
+        found = trails.find_trails(residual, noise, unusable, fwhm=fwhm)
+        mask[trails.trail_mask(data.shape, found)] |= np.int32(Mask.TRAIL)
+        meta["n_trails"] = len(found)
+    for edge in (np.s_[:EDGE], np.s_[-EDGE:]):
+        mask[edge] |= np.int32(Mask.EDGE)
+        mask[:, edge] |= np.int32(Mask.EDGE)
+
+
+def _empirical_noise(residual: Image, data: Image, meta: dict[str, Any]) -> Image | float:
+    """Return a pixel's σ from the frame itself: the sky's scatter, and photons where the gain tells them."""
+    sigma = sky_noise(residual)
+    if sigma <= 0:
+        sigma = float(np.std(residual)) or 1.0
+    gain = meta.get("gain")
+    if not gain:
+        return sigma
+    return np.sqrt(np.float32(sigma**2) + np.maximum(residual, 0) / np.float32(gain))
