@@ -47,6 +47,7 @@ class Service:
     url: str
     health: str
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    ending: bool = False
 
 
 def services(settings: Settings) -> list[Service]:
@@ -249,6 +250,8 @@ def _pass_lines_on(service: Service, out: IO[str]) -> None:
     assert service.process.stdout is not None
     coloured = out.isatty()
     for line in service.process.stdout:
+        if service.ending:
+            continue  # what programs print when they are interrupted is of no use to anyone
         text = line.decode(errors="replace").rstrip()
         say(out, service.name, text if coloured else _COLOURS.sub("", text))
 
@@ -287,10 +290,11 @@ def end(running: list[Service], hurry: threading.Event | None = None) -> None:
     """End services and everything they have started: by SIGINT, then SIGTERM, then SIGKILL."""
     hurry = hurry or threading.Event()
     for service in running:
+        service.ending = True
         if service.process is not None and service.process.poll() is None:
-            # The service itself only: it knows in which order its own parts go down.
+            # To the whole group, as a terminal's Ctrl-C goes: told by their parent alone, some take a minute.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(service.process.pid, signal.SIGINT)
+                os.killpg(service.process.pid, signal.SIGINT)
     _await_all(
         lambda: all(s.process is None or s.process.poll() is not None for s in running), STOP_LIMIT, hurry
     )

@@ -133,5 +133,7 @@ def server_command(settings: Settings | None = None) -> tuple[list[str], dict[st
         "MLFLOW_BACKEND_STORE_URI": url,
         "MLFLOW_REGISTRY_STORE_URI": url,
         "MLFLOW_ARTIFACTS_DESTINATION": artifact_root(settings),
+        # Eight more processes for evaluating language models, which AstrID has none of.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     return command, environment
