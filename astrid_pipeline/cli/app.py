@@ -74,22 +74,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = app(given, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        err.print("stopped")
-        return EXIT_INTERRUPTED
+        code = code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except AstridError as error:
         if debug:
             err.print_exception()
         print_error(str(error))
         return error.exit_code
-    except typer.Abort:
-        err.print("stopped")
-        return EXIT_INTERRUPTED
     except typer.Exit as exit_:
         return exit_.exit_code
     except Exception as error:  # noqa: BLE001  the last resort: named in one line, told as a defect
         return _unforeseen(error, debug)
+    if code == EXIT_INTERRUPTED:
+        err.print("stopped")
+    return code
 
 
 def _unforeseen(error: Exception, debug: bool) -> int:
