@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint format bench lock clean environment environment-run chromium
+.PHONY: help demo dev test lint format bench readme lock clean environment environment-run chromium
 
 PYTHON := .venv/bin/python
 ASTRID := .venv/bin/astrid
@@ -36,6 +36,7 @@ lint: environment ## Check style and types
 	@$(PYTHON) -m ruff check astrid_pipeline astrid_pipeline_tests
 	@$(PYTHON) -m ruff format --check astrid_pipeline astrid_pipeline_tests
 	@$(PYTHON) -m mypy
+	@$(PYTHON) scripts/readme.py --check
 
 format: environment ## Put the code into the house style
 	@$(PYTHON) -m ruff check --fix astrid_pipeline astrid_pipeline_tests
@@ -43,6 +44,9 @@ format: environment ## Put the code into the house style
 
 bench: environment ## Measure accuracy and speed of the differencing
 	@$(PYTHON) -m astrid_pipeline_tests.benchmarks
+
+readme: environment ## Write the README's configuration table from the settings
+	@$(PYTHON) scripts/readme.py
 
 lock: environment ## Write constraints.txt from the environment as it is
 	@scripts/lock.sh
