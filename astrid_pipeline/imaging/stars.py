@@ -227,7 +227,7 @@ def detect_stars(
         rms,
         frame.mask,
         threshold,
-        saturation=_saturation(frame),
+        saturation=saturation_above_sky(frame),
         only_stars=only_stars,
         limit=max_sources,
     )
@@ -241,7 +241,7 @@ def sky_subtracted(frame: Frame) -> tuple[Image, npt.NDArray[np.floating]]:
     return frame.data - sky.level, sky.rms
 
 
-def _saturation(frame: Frame) -> float | None:
+def saturation_above_sky(frame: Frame) -> float | None:
     """Return the level, in sky-subtracted units, above which a star's peak is not to be trusted."""
     level = frame.meta.get("saturation")
     if level is None or not np.isfinite(level):

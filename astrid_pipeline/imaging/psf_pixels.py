@@ -1,0 +1,232 @@
+"""What the pixels of the stars say beyond a Moffat: a position-dependent map, as far as noise lets it be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from astrid_pipeline.imaging.moffat import Moffats, Stack
+
+_Float = npt.NDArray[np.float64]
+
+#: Rounds of fitting fluxes and positions, then the map. The map's change shrinks about tenfold a round.
+ROUNDS = 4
+#: Half width of the interpolation kernel (Lanczos), px. What it has to shift is the residual, a few per cent of the
+#: star, so that its error of some 1 % is 1e-4 of the star.
+LANCZOS = 4
+#: Share of the star's own light that counts as noise: shapes depend on brightness, bright stars agree no better.
+SHARE = 0.01
+#: Stars wanted for each term by which the map varies over the frame.
+STARS_PER_TERM = 8
+#: A pixel of a star this many sigma off the map is a neighbour or a cosmic ray that no list knew.
+PIXEL_SIGMA = 6.0
+#: A star this many times worse than the median star (in reduced chi², 2 % of its light allowed for) is dropped.
+STAR_CHI2 = 4.0
+
+
+def monomials(degree: int) -> tuple[tuple[int, int], ...]:
+    """Return the exponents (i, j) of all monomials u^i v^j up to a degree, lowest first."""
+    return tuple((d - j, j) for d in range(degree + 1) for j in range(d + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class PixelMap:
+    """The map and the fit it comes from.
+
+    `maps` (K, S, S) belongs to `exponents`; of sum 0 and without a shift. For each star: position from the middle
+    pixel, flux, model stamp of flux 1, reduced chi² and relative misfit within 1.5 FWHM, and whether it was kept.
+    """
+
+    maps: _Float
+    exponents: tuple[tuple[int, int], ...]
+    dx: _Float
+    dy: _Float
+    flux: _Float
+    model: Stack
+    chi2: _Float
+    misfit: _Float
+    kept: npt.NDArray[np.bool_]
+
+
+def lanczos_matrix(shift: npt.NDArray[np.floating], size: int, width: int = LANCZOS) -> Stack:
+    """Return (N, size, size) matrices that shift samples by +shift px: out = matrix @ in. Rows sum to 1 inside."""
+    distance = (np.arange(size)[:, None] - np.arange(size)[None])[None] - np.asarray(shift)[:, None, None]
+    kernel = np.where(np.abs(distance) < width, np.sinc(distance) * np.sinc(distance / width), 0.0)
+    # Normalised over the whole kernel, also where the stamp cuts it, so that edges are not raised.
+    taps = np.arange(-width, width + 1)[None] - np.asarray(shift)[:, None]
+    total = np.where(np.abs(taps) < width, np.sinc(taps) * np.sinc(taps / width), 0.0).sum(axis=1)
+    return (kernel / total[:, None, None]).astype(np.float32)
+
+
+def solve_pixels(
+    stamps: Stack,
+    variance: Stack,
+    weight: Stack,
+    profiles: Moffats,
+    x: _Float,
+    y: _Float,
+    frame: tuple[int, int],
+    *,
+    max_degree: int = 2,
+) -> PixelMap:
+    """Solve for the map R in  star = flux · (Moffat + R) shifted to the star, R a polynomial of the position.
+
+    Iterative back-projection: what the present model leaves of each star is shifted to the middle pixel, fitted
+    pixel by pixel with weighted polynomials of the position, shrunk to what is significant, and added. The fixed
+    point is the least-squares solution of the forward model.
+    """
+    from astrid_pipeline.imaging.psf_model import PSF
+
+    number, size, _ = stamps.shape
+    half = size // 2
+    radius = np.hypot(*np.meshgrid(np.arange(size) - half, np.arange(size) - half))
+    fwhm = float(np.exp(np.median(profiles.width)))
+    core = (radius < 1.5 * fwhm).astype(np.float32)
+    degree = max(
+        (d for d in range(max_degree + 1) if number >= STARS_PER_TERM * len(monomials(d))), default=0
+    )
+    exponents = monomials(degree)
+    terms = PSF(np.zeros((len(exponents), 1, 1)), exponents, frame).coefficients(x, y)
+    middle = profiles.centred().take(np.array([int(np.argmin(np.abs(profiles.width - np.log(fwhm))))]))
+    base, slopes = middle.evaluate(size, derivatives=True)
+    maps = np.zeros((len(exponents), size, size))
+    total = np.zeros_like(maps)
+    kept = np.ones(number, bool)
+    trust = weight.copy()
+    flux = np.ones(number)
+    for step in range(ROUNDS + 1):
+        model = _model(profiles, maps, terms, size)
+        profiles, flux = _refit(stamps, variance, trust * core, model, profiles, first=step == 0)
+        model = _model(profiles, maps, terms, size)
+        bright = flux.astype(np.float32)[:, None, None]
+        residual = stamps - bright * model
+        noise = variance + np.square(SHARE * bright * model)
+        if step >= 1:
+            trust = weight * (
+                np.square(residual) < PIXEL_SIGMA**2 * (noise + np.square(0.05 * bright * model))
+            )
+        kept = _agreeing(residual, variance + np.square(0.02 * bright * model), trust * core, flux)
+        if step == ROUNDS:
+            break
+        update, error = _project(residual / bright, noise / bright**2, trust, profiles, terms, kept)
+        total = maps + update
+        maps = np.stack([_shrunk(t, e, radius) for t, e in zip(total, error, strict=True)])
+        maps = _neutral(maps, base[0].astype(float), slopes[0, 0].astype(float), slopes[1, 0].astype(float))
+    chi = trust * core * np.square(residual)
+    count = np.maximum((trust * core).sum(axis=(1, 2)) - 3, 1)
+    return PixelMap(
+        maps=maps,
+        exponents=exponents,
+        dx=profiles.dx,
+        dy=profiles.dy,
+        flux=flux,
+        model=model,
+        chi2=(chi / variance).sum(axis=(1, 2)).astype(float) / count,
+        misfit=np.sqrt(chi.sum(axis=(1, 2))).astype(float) / np.abs(flux),
+        kept=kept,
+    )
+
+
+def _model(profiles: Moffats, maps: _Float, terms: _Float, size: int) -> Stack:
+    """Return (N, S, S) stamps of flux 1 at the stars' own sub-pixel positions."""
+    model = profiles.stamps(size)
+    if maps.any():
+        local = np.tensordot(terms, maps, axes=1).astype(np.float32)
+        rows, columns = lanczos_matrix(profiles.dy, size), lanczos_matrix(profiles.dx, size)
+        model = model + rows @ local @ columns.transpose(0, 2, 1)
+    return model
+
+
+def _refit(
+    stamps: Stack, variance: Stack, weight: Stack, model: Stack, profiles: Moffats, *, first: bool
+) -> tuple[Moffats, _Float]:
+    """Fit flux and a small shift of every star by linear least squares; the first time, flux alone."""
+    inverse = weight / (variance + np.square(SHARE * np.maximum(stamps, 0)))
+    slope_y, slope_x = np.gradient(model, axis=(1, 2))
+    design = np.stack([model, -slope_x, -slope_y], axis=1).reshape(len(model), 3, -1)
+    if first:
+        design = design[:, :1]
+    weighted = design * inverse.reshape(len(model), 1, -1)
+    normal = (weighted @ design.transpose(0, 2, 1)).astype(float)
+    right = (weighted @ stamps.reshape(len(model), -1, 1)).astype(float)
+    floor = 1e-12 * np.maximum(np.einsum("nii->n", normal), 1e-30)
+    solution = np.linalg.solve(normal + floor[:, None, None] * np.eye(normal.shape[1]), right)[:, :, 0]
+    flux = np.where(solution[:, 0] > 0, solution[:, 0], np.abs(solution[:, 0]) + 1e-30)
+    if first:
+        return profiles, flux
+    shift = np.clip(solution[:, 1:] / flux[:, None], -0.2, 0.2)
+    return replace(profiles, dx=profiles.dx + shift[:, 0], dy=profiles.dy + shift[:, 1]), flux
+
+
+def _agreeing(residual: Stack, variance: Stack, weight: Stack, flux: _Float) -> npt.NDArray[np.bool_]:
+    """Return which stars fit the model about as well as the median star does."""
+    count = np.maximum(weight.sum(axis=(1, 2)) - 3, 1)
+    chi2 = (weight * np.square(residual) / variance).sum(axis=(1, 2)) / count
+    good = (chi2 < STAR_CHI2 * max(1.0, float(np.median(chi2)))) & (flux > 1e-20)
+    # A star of which masks and neighbours leave less than half its core says little.
+    good &= weight.sum(axis=(1, 2)) > 0.5 * weight.sum(axis=(1, 2)).max()
+    return good if good.any() else np.ones(len(residual), bool)
+
+
+def _project(
+    residual: Stack,
+    noise: Stack,
+    weight: Stack,
+    profiles: Moffats,
+    terms: _Float,
+    kept: npt.NDArray[np.bool_],
+) -> tuple[_Float, _Float]:
+    """Return the map's change (K, S, S), and its standard error, from the stars' residuals at flux 1."""
+    size = residual.shape[1]
+    rows, columns = lanczos_matrix(-profiles.dy, size), lanczos_matrix(-profiles.dx, size)
+    centred = rows @ (residual * weight) @ columns.transpose(0, 2, 1)
+    inverse = (weight * kept[:, None, None] / noise).reshape(len(residual), -1).astype(float)
+    count = terms.shape[1]
+    products = (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
+    normal = (products.T @ inverse).T.reshape(-1, count, count)
+    flat = centred.reshape(len(residual), -1)
+    right = terms.T @ (inverse * flat)
+    trace = np.einsum("pii->p", normal)
+    # Pixels that no star covers get no map: an infinite error, a zero change.
+    ridge = (1e-9 * trace + 1e-30 * max(float(trace.max()), 1e-300))[:, None, None] * np.eye(count)
+    covariance = np.linalg.inv(normal + ridge)
+    update = np.einsum("pkl,lp->kp", covariance, right)
+    # Stars differ by more than their noise; the map's error is what their scatter about it says.
+    scatter = np.square(flat - terms @ update) * inverse
+    freedom = max(int(kept.sum()) - count, 1)
+    excess = np.maximum(scatter.sum(axis=0) / freedom, 1.0) if kept.sum() > count + 2 else 1.0
+    error = np.sqrt(np.einsum("pkk->kp", covariance) * excess)
+    covered = trace > 1e-6 * trace.max()
+    shape = (count, size, size)
+    return np.where(covered, update, 0.0).reshape(shape), np.where(covered, error, 1e30).reshape(shape)
+
+
+def _shrunk(image: _Float, error: _Float, radius: _Float) -> _Float:
+    """Shrink a map, ring by ring, to what exceeds its noise (James & Stein): the ring's mean, then its structure."""
+    out = np.zeros_like(image)
+    edges = np.concatenate([[-1, 1.2, 2.3], np.arange(3.5, radius.max() + 3, 1.5)])
+    for low, high in pairwise(edges):
+        ring = (radius > low) & (radius <= high) & (error < 1e29)
+        if not ring.any():
+            continue
+        values, variance = image[ring], np.square(error[ring])
+        mean = float(values.mean())
+        noise_of_mean = float(variance.sum()) / len(values) ** 2
+        mean *= max(0.0, 1 - noise_of_mean / max(mean**2, 1e-300))
+        rest = values - values.mean()
+        power = float(np.square(rest).sum())
+        structure = max(0.0, 1 - float(variance.sum()) / max(power, 1e-300))
+        out[ring] = mean + structure * rest
+    return out
+
+
+def _neutral(maps: _Float, base: _Float, slope_x: _Float, slope_y: _Float) -> _Float:
+    """Take from the maps what would shift the PSF or change its flux, so that its centre stays the Moffat's."""
+    design = np.stack([slope_x.ravel(), slope_y.ravel()])
+    flat = maps.reshape(len(maps), -1)
+    flat = flat - (flat @ np.linalg.pinv(design)) @ design
+    flat = flat - flat.sum(axis=1, keepdims=True) * (base / base.sum()).ravel()
+    return flat.reshape(maps.shape)
