@@ -159,20 +159,53 @@ def fit_detector(
     fast = prepare_for_inference(network)
     first = label_peaks(fast, second, device=device)
     last = label_peaks(fast, held_out, device=device)
-    clear = _clear(last)
+    return assemble_detector(
+        network,
+        last,
+        fit_real_bogus_on(first, seed=seed),
+        fit_classical_on(first, seed=seed),
+        name=name,
+        version=version,
+        facts=facts,
+        seed=seed,
+    )
+
+
+def assemble_detector(
+    network: nn.Module,
+    held_out: pd.DataFrame,
+    real_bogus: RealBogus,
+    classical: Classical,
+    *,
+    name: str,
+    version: str,
+    facts: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Detector:
+    """Return a detector of fitted parts: calibration, ensemble and threshold found on `held_out` peaks.
+
+    Parameters
+    ----------
+    held_out:
+        `label_peaks` of images that no part was trained on.
+
+    Raises
+    ------
+    ModelError
+        If there are too few peaks to calibrate on.
+    """
+    clear = _clear(held_out)
     real = (clear["verdict"] == RIGHT).to_numpy()
     if min(real.sum(), (~real).sum()) < 20:
         raise ModelError(
-            f"the network found {int(real.sum())} real and {int((~real).sum())} false peaks in {len(held_out)} "
-            "held-out images: too few to calibrate on",
+            f"the network found {int(real.sum())} real and {int((~real).sum())} false peaks in the held-out "
+            "images: too few to calibrate on",
             where="calibration",
             remedy="train longer, or hold out more images",
         )
     calibrator = calibration.choose(calibration.logit(clear["unet_raw"]), real, seed=seed)
     detector = Detector(network, name, version, calibrator, threshold=0.5, facts=dict(facts or {}))
-    detector = detector.replace(
-        real_bogus=fit_real_bogus_on(first, seed=seed), classical=fit_classical_on(first, seed=seed)
-    )
-    detector = detector.replace(ensemble=fit_ensemble_on(last, detector, seed=seed))
-    score = detector.score(last)["score"].to_numpy()
-    return detector.replace(threshold=threshold_for(score, last["verdict"].to_numpy()))
+    detector = detector.replace(real_bogus=real_bogus, classical=classical)
+    detector = detector.replace(ensemble=fit_ensemble_on(held_out, detector, seed=seed))
+    score = detector.score(held_out)["score"].to_numpy()
+    return detector.replace(threshold=threshold_for(score, held_out["verdict"].to_numpy()))

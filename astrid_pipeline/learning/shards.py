@@ -8,6 +8,7 @@ where it stopped. ``manifest.json`` names the shards with their hashes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from astrid_pipeline.errors import MissingProductError, ReadError
+from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
 from astrid_pipeline.learning.channels import CHANNELS
 from astrid_pipeline.learning.targets import Target, render
 from astrid_pipeline.learning.unet import CLASSES
@@ -185,6 +186,7 @@ class ShardSet:
     def __init__(self, folders: Path | str | Sequence[Path | str]) -> None:
         paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(f) for f in folders]
         images, truths, candidates = [], [], []
+        self._selection = ""
         self._planes: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
         self._labels: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
         self.manifests = [_read_manifest(path) for path in paths]
@@ -222,12 +224,33 @@ class ShardSet:
     @property
     def hash(self) -> str:
         """One hash of all that is in the set."""
+        if self._selection:
+            return self._selection
         return hashlib.sha256("".join(m["hash"] for m in self.manifests).encode()).hexdigest()
 
     @property
     def megapixels(self) -> float:
         """Usable megapixels."""
         return float(self.images["usable_fraction"].sum()) * self.shape[0] * self.shape[1] * 1e-6
+
+    def select(self, wanted: npt.ArrayLike) -> ShardSet:
+        """Return the images for which `wanted` (boolean, one an image) holds, sharing the mapped planes.
+
+        Raises
+        ------
+        ModelError
+            If nothing is left.
+        """
+        keep = np.asarray(wanted, bool)
+        if not keep.any():
+            raise ModelError("no image is left", where="training data", remedy="collect more labelled nights")
+        part = copy.copy(self)
+        part.images = self.images[keep].reset_index(drop=True)
+        names = part.images["image_id"].astype(str)
+        part.truth = self.truth[self.truth["image_id"].astype(str).isin(names)]
+        part.candidates = self.candidates[self.candidates["image_id"].astype(str).isin(names)]
+        part._selection = hashlib.sha256("\n".join([self.hash, *names]).encode()).hexdigest()
+        return part
 
     def image_id(self, index: int) -> str:
         """Return the name of image number `index`."""

@@ -184,6 +184,7 @@ def train(
     out: Path,
     device: str | torch.device | None = None,
     resume: bool = True,
+    initial: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a network and write the best one, by validation, to ``out/network.safetensors``.
@@ -198,6 +199,8 @@ def train(
         Folder for the weights and the checkpoint (``checkpoint.pt``, removed at the end).
     resume:
         Go on from the checkpoint in `out` if it belongs to the same settings and data.
+    initial:
+        A network of the same make to start from instead of random weights: nights add to what is known.
 
     Raises
     ------
@@ -210,6 +213,14 @@ def train(
     checkpoint = out / "checkpoint.pt"
     run = _Run(config, where)
     key = {"config": weights.canonical(config.as_dict()), "data": train_shards.hash, "device": where.type}
+    if initial is not None:
+        key["initial"] = weights.digest(weights.network_tensors(initial))
+        try:
+            run.network.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            raise ModelError(
+                f"the network to start from is another one: {error}", where="training", remedy="start without it"
+            ) from error
     resumed = run.step if resume and checkpoint.exists() and run.load(checkpoint, key) else 0
     total = config.steps
     figures: dict[str, float] = {}

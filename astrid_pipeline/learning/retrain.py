@@ -1,0 +1,155 @@
+"""Training on a user's own nights, in the steps that the pipeline keeps apart.
+
+The network goes on from the champion's weights; real/bogus and the anomaly detectors are fitted to its peaks on
+images it was not trained on; calibration, ensemble and threshold on images that none of them has seen. Each step
+reads what the one before left in a folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from astrid_pipeline.learning.classical import Classical
+from astrid_pipeline.learning.detector import Detector
+from astrid_pipeline.learning.evaluate import Evaluation, evaluate
+from astrid_pipeline.learning.real_bogus import RealBogus
+from astrid_pipeline.learning.second_stage import (
+    assemble_detector,
+    fit_classical_on,
+    fit_real_bogus_on,
+    label_peaks,
+)
+from astrid_pipeline.learning.shards import ShardSet
+from astrid_pipeline.learning.train import train
+from astrid_pipeline.learning.train_config import TrainConfig, TrainingResult
+from astrid_pipeline.learning.weights import load_network
+
+Progress = Callable[[int, int, dict[str, float]], None]
+NETWORK, PEAKS = "network.safetensors", "peaks-{split}.parquet"
+
+
+def train_network(
+    splits: Mapping[str, ShardSet],
+    mode: str,
+    config: TrainConfig,
+    out: Path,
+    *,
+    initial: Detector | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train on `train`, choose by `held_out`, and keep the network with its peaks on `second` and `held_out`.
+
+    Parameters
+    ----------
+    splits:
+        By name: train, second, held_out.
+    initial:
+        Detector whose network is gone on from; None starts from nothing.
+    out:
+        Gets `network.safetensors` and the peaks as Parquet, from which the later steps learn.
+    """
+    result = train(
+        splits["train"],
+        splits["held_out"],
+        mode,
+        config,
+        out=out,
+        device=device,
+        initial=None if initial is None else initial.network,
+        progress=progress,
+    )
+    network = load_network(result.weights)
+    for split in ("second", "held_out"):
+        label_peaks(network, splits[split], device=device).to_parquet(out / PEAKS.format(split=split), index=False)
+    (out / "training.json").write_text(
+        json.dumps(
+            {
+                "history": result.history,
+                "best": result.best,
+                "steps": result.steps,
+                "seconds": result.seconds,
+                "joules": result.joules,
+                "energy_source": result.energy_source,
+                "data_hash": result.data_hash,
+                "device": result.device,
+                "config": result.config.as_dict(),
+            },
+            indent=1,
+            default=str,
+        )
+    )
+    return result
+
+
+def peaks_of(folder: Path, split: str) -> pd.DataFrame:
+    """Return the labelled peaks that `train_network` kept."""
+    return pd.read_parquet(folder / PEAKS.format(split=split))
+
+
+def train_real_bogus(network: Path, out: Path, *, seed: int = 0) -> RealBogus:
+    """Fit real/bogus to the network's peaks on images that it was not trained on."""
+    model = fit_real_bogus_on(peaks_of(network, "second"), seed=seed)
+    model.save(out / "real_bogus.safetensors")
+    return model
+
+
+def train_classical(network: Path, out: Path, *, seed: int = 0) -> Classical:
+    """Fit Isolation Forest and One-Class SVM to the real ones among the same peaks."""
+    model = fit_classical_on(peaks_of(network, "second"), seed=seed)
+    model.save(out / "classical.safetensors")
+    return model
+
+
+def train_ensemble(
+    network: Path, real_bogus: Path, classical: Path, out: Path, *, name: str, version: str, seed: int = 0
+) -> Detector:
+    """Calibrate, weigh and set the threshold on held-out peaks; write the whole detector as one file."""
+    facts = json.loads((network / "training.json").read_text())
+    detector = assemble_detector(
+        load_network(network / NETWORK),
+        peaks_of(network, "held_out"),
+        RealBogus.load(real_bogus / "real_bogus.safetensors"),
+        Classical.load(classical / "classical.safetensors"),
+        name=name,
+        version=version,
+        facts={key: facts[key] for key in ("steps", "joules", "energy_source", "data_hash")},
+        seed=seed,
+    )
+    detector.save(out / "detector.safetensors")
+    return detector
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A challenger and the champion on the same test images; `reason` says why it is promoted or not."""
+
+    challenger: Evaluation
+    champion: Evaluation
+    promoted: bool
+    reason: str
+
+
+def compare(challenger: Detector, champion: Detector, test: ShardSet, *, device: str | None = None) -> Comparison:
+    """Evaluate both on the test split; the challenger wins if its AP is better beyond the interval.
+
+    The interval's lower end of the challenger must lie above the champion's value: a difference that another
+    draw of test images could reverse is no reason to change what detects.
+    """
+    ours, theirs = evaluate(challenger, test, device=device), evaluate(champion, test, device=device)
+    new, old = ours.best["ap"], theirs.best["ap"]
+    better = bool(new.low > old.value)
+    text = f"AP {new.value:.3f} ({new.low:.3f}–{new.high:.3f}) against the champion's {old.value:.3f}"
+    reason = f"{text}: better beyond the interval" if better else f"{text}: not better beyond the interval"
+    return Comparison(ours, theirs, better, reason)
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Return the plain facts of a fitted model, for a page."""
+    return {k: v for k, v in dict(model.facts).items() if isinstance(v, bool | int | float | str)}
