@@ -16,7 +16,7 @@ from astrid_pipeline.simulation.sky import sersic_radius
 from astrid_pipeline.simulation.truth import ideal_flux_error
 
 if TYPE_CHECKING:
-    from astrid_pipeline.simulation.pairs import PairOptions
+    from astrid_pipeline.simulation.pair_options import PairOptions
 
 #: True changes keep this far from each other and from the border, px: two in one detection would not be two truths.
 SEPARATION = 12.0
@@ -201,29 +201,43 @@ def _anywhere(scene: Scene, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArra
 def _variables(
     scene: Scene, places: _Places, stars: pd.DataFrame, galaxies: pd.DataFrame, n: int, options: PairOptions
 ) -> pd.DataFrame:
-    """Stars, and one in five galactic nuclei, whose flux differs between the epochs, either way."""
+    """Stars, and one in five active galactic nuclei, whose flux differs between the epochs, either way."""
     if not n:
         return pd.DataFrame()
-    sources = pd.concat([stars, galaxies], ignore_index=True)
-    agn = np.arange(len(sources)) >= len(stars)
-    x, y = sources["x"].to_numpy(), sources["y"].to_numpy()
-    inside = scene.inside(x, y)
-    usable = inside.copy()
-    usable[inside] = ~scene.overexposed(x[inside], y[inside])
-    # Enough to choose from; the brighter of them are likelier to be able to reach the S/N.
-    tries = scene.rng.permutation(np.flatnonzero(usable & (agn <= (scene.rng.random(len(agn)) < 0.3))))[
-        : 12 * n
-    ]
-    x, y, agn, mean = x[tries], y[tries], agn[tries], sources["flux"].to_numpy()[tries] * scene.scale
-    size = sources["re"].to_numpy()[tries]
-    flux = scene.flux_for(_snr(scene, options, len(tries)), x, y)
-    # A source cannot vary by more than a magnitude or so about its mean: fainter ones cannot reach this S/N.
-    chosen = places.choose(x, y, flux < np.where(agn, 0.5, 0.6) * mean, n)
-    if not len(chosen):
+    n_agn = int(scene.rng.binomial(n, 0.2))
+    agn = _vary(scene, places, galaxies, n_agn, options)
+    varied = _vary(scene, places, stars, n - len(agn), options)
+    if len(agn):
+        # A nucleus of its own stands on the galaxy in both epochs, or a fading one would dig a hole.
+        base = agn["flux"].abs()
+        agn = agn.assign(
+            flux_science=base + agn["flux"] / 2,
+            flux_reference=(base - agn["flux"] / 2) / scene.scale,
+            on_galaxy=True,
+            host_flux=agn["star_flux"],
+            host_re=agn["re"],
+            host_distance=0.0,
+            star_flux=base,
+        )
+        agn["class"] = "agn"
+    filled = [t.drop(columns="re") for t in (varied, agn) if len(t)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+
+
+def _vary(scene: Scene, places: _Places, sources: pd.DataFrame, n: int, options: PairOptions) -> pd.DataFrame:
+    inside = sources[scene.inside(sources["x"], sources["y"])]
+    x, y = inside["x"].to_numpy(), inside["y"].to_numpy()
+    usable = np.flatnonzero(~scene.overexposed(x, y)) if len(inside) else np.zeros(0, int)
+    if not n or not len(usable):
         return pd.DataFrame()
-    agn, mean, size = agn[chosen], mean[chosen], size[chosen]
-    sign = scene.rng.choice([-1.0, 1.0], len(chosen))
-    change = sign * flux[chosen]
+    tries = scene.rng.permutation(usable)[: 15 * n]
+    x, y, mean = x[tries], y[tries], inside["flux"].to_numpy()[tries] * scene.scale
+    flux = scene.flux_for(_snr(scene, options, len(tries)), x, y)
+    # Few sources vary by more than 60 % of their mean: the faint cannot reach a high S/N.
+    chosen = places.choose(x, y, flux < 0.6 * mean, n)
+    if not chosen:
+        return pd.DataFrame()
+    change = scene.rng.choice([-1.0, 1.0], len(chosen)) * flux[chosen]
     # The mean is drawn already; half of the change goes into each epoch.
     return pd.DataFrame(
         {
@@ -235,12 +249,10 @@ def _variables(
             "dx": 0.0,
             "dy": 0.0,
             "kind": "variable",
-            "class": np.where(agn, "agn", "variable_star"),
-            "on_galaxy": agn,
-            "host_flux": np.where(agn, mean, np.nan),
-            "host_re": np.where(agn, size, np.nan),
-            "host_distance": np.where(agn, 0.0, np.nan),
-            "star_flux": np.where(agn, np.nan, mean),
+            "class": "variable_star",
+            "on_galaxy": False,
+            "star_flux": mean[chosen],
+            "re": inside["re"].to_numpy()[tries][chosen] if "re" in inside else np.nan,
         }
     )
 

@@ -25,7 +25,10 @@ STAR_DENSITY = (9000.0, 5500.0)
 GALAXY_DENSITY = 3000.0
 
 #: Brightest and faintest r magnitudes that are made.
-BRIGHT, FAINT = 9.5, 21.5
+BRIGHT, FAINT = 9.0, 21.5
+
+#: Every field has stars this bright, which bleed over a hundred pixels and some ten: a square degree has a few.
+BRIGHTEST = (8.0, 9.3)
 
 _FAR = -1e4  # where what is not in the night's sky is put
 
@@ -82,7 +85,15 @@ class SkyField:
         # Stars near the turn-off of the halo and disc, and red dwarfs, which grow in number with magnitude.
         red = rng.random(len(mag)) < np.clip((mag - 14) / 10, 0.1, 0.6)
         colour = np.where(red, rng.normal(1.35, 0.12, len(mag)), rng.normal(0.5, 0.15, len(mag)))
-        return self._place(rng, pd.DataFrame({"mag_r": mag, "g_r": colour}))
+        stars = self._place(rng, pd.DataFrame({"mag_r": mag, "g_r": colour}))
+        size = self.options.size
+        for i, bright in enumerate(BRIGHTEST[: len(stars)]):
+            stars.loc[i, ["mag_r", "x", "y"]] = (
+                bright,
+                rng.uniform(0.1, 0.9) * size,
+                rng.uniform(0.2, 0.8) * size,
+            )
+        return stars
 
     def _draw_galaxies(self, rng: np.random.Generator) -> pd.DataFrame:
         density = GALAXY_DENSITY * 10 ** (0.4 * (FAINT - 20))
@@ -267,7 +278,7 @@ class SkyField:
             on_galaxy=False,
         )
 
-    def template_flux(self, band: str, mjds: Sequence[float]) -> pd.Series[float]:
+    def template_flux(self, band: str, mjds: Sequence[float]) -> pd.Series:
         """Return the mean flux (of a zero point of 0) of each changing object over the template's exposures.
 
         What moves counts as absent, since a clipped mean leaves it out; without a template a variable has its mean.

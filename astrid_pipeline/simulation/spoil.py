@@ -16,7 +16,7 @@ from astrid_pipeline.imaging.mask import Mask, MaskArray
 from astrid_pipeline.simulation import detector
 
 if TYPE_CHECKING:
-    from astrid_pipeline.simulation.pairs import PairOptions
+    from astrid_pipeline.simulation.pair_options import PairOptions
 
 Image = npt.NDArray[np.float32]
 #: Artefacts so large that a point's S/N means nothing for them.
