@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -233,13 +235,9 @@ class _Clock:
 
 def _refuse_same(science: Path, reference: Path) -> None:
     """Raise if both names lead to the same file or to equal bytes: their difference is zero and means nothing."""
-    for path in (science, reference):
-        if path.is_dir():
-            raise ReadError("this is a folder, not an image", where=path, remedy="name one FITS file")
-        if not path.exists():
-            raise ReadError("there is no such file", where=path, remedy="check the name")
-    same = science.samefile(reference)
-    if not same and science.stat().st_size == reference.stat().st_size:
+    first, second = _state(science), _state(reference)
+    same = os.path.samestat(first, second)
+    if not same and first.st_size == second.st_size:
         same = _digest(science) == _digest(reference)
     if same:
         raise DuplicateExposureError(
@@ -247,6 +245,21 @@ def _refuse_same(science: Path, reference: Path) -> None:
             where=f"{science} and {reference}",
             remedy="name another exposure of the same sky as reference",
         )
+
+
+def _state(path: Path) -> os.stat_result:
+    """Return the file's stat, or raise ReadError where it is absent, a folder, or behind a closed door."""
+    try:
+        state = path.stat()
+    except FileNotFoundError as error:
+        raise ReadError("there is no such file", where=path, remedy="check the name") from error
+    except OSError as error:
+        raise ReadError(
+            f"cannot be read: {error.strerror}", where=path, remedy="check its permissions"
+        ) from error
+    if stat.S_ISDIR(state.st_mode):
+        raise ReadError("this is a folder, not an image", where=path, remedy="name one FITS file")
+    return state
 
 
 def _digest(path: Path) -> bytes:
