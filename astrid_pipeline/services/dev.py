@@ -24,6 +24,7 @@ from typing import IO, Any
 from astrid_pipeline.errors import AstridError, ServiceError
 from astrid_pipeline.services import mlflow, postgres
 from astrid_pipeline.services.dagster_home import prepare_dagster_home
+from astrid_pipeline.services.health import answers
 from astrid_pipeline.settings import Settings, get_settings, settings_environment
 
 #: Seconds for a service to answer its first request: importing it on a busy machine takes most of it.
@@ -254,18 +255,6 @@ def _pass_lines_on(service: Service, out: IO[str]) -> None:
             continue  # what programs print when they are interrupted is of no use to anyone
         text = line.decode(errors="replace").rstrip()
         say(out, service.name, text if coloured else _COLOURS.sub("", text))
-
-
-def answers(url: str) -> bool:
-    """Tell whether a GET of `url` gives 200."""
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _await_answer(service: Service, stopping: threading.Event) -> None:

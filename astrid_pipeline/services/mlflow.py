@@ -107,6 +107,7 @@ def _initialise(url: str, settings: Settings) -> None:
 def server_command(settings: Settings | None = None) -> tuple[list[str], dict[str, str]]:
     """Return the command that serves the MLflow page, and what it needs in its environment.
 
+    Files of clients that come over HTTP pass through the server to the store: such a client needs no keys.
     The address of the database is passed in the environment: it may hold a password, and arguments are public.
     """
     settings = settings or get_settings()
@@ -126,8 +127,6 @@ def server_command(settings: Settings | None = None) -> tuple[list[str], dict[st
         "--uvicorn-opts",
         "--log-level warning",
         "--serve-artifacts",
-        "--default-artifact-root",
-        artifact_root(settings),
     ]
     environment = {
         "MLFLOW_BACKEND_STORE_URI": url,
@@ -137,3 +136,13 @@ def server_command(settings: Settings | None = None) -> tuple[list[str], dict[st
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     return command, environment
+
+
+def serve() -> None:
+    """Become the MLflow server of the settings (`python -m astrid_pipeline.services.mlflow`)."""
+    command, environment = server_command()
+    os.execvpe(command[0], command, {**os.environ, **environment})
+
+
+if __name__ == "__main__":
+    serve()
