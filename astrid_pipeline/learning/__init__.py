@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from astrid_pipeline.learning.data import build_shards, shards_from_differences
     from astrid_pipeline.learning.detector import Detector, load_model
     from astrid_pipeline.learning.evaluate import Evaluation
-    from astrid_pipeline.learning.infer import DETECTIONS, detect
+    from astrid_pipeline.learning.infer import detect
+    from astrid_pipeline.learning.schema import DETECTIONS
     from astrid_pipeline.learning.shards import ShardSet
     from astrid_pipeline.learning.train_config import TrainConfig, TrainingResult
     from astrid_pipeline.learning.workflow import TrainingOutcome, run_training
@@ -29,7 +30,7 @@ _WHERE = {
     "Detector": "detector",
     "load_model": "detector",
     "Evaluation": "evaluate",
-    "DETECTIONS": "infer",
+    "DETECTIONS": "schema",
     "detect": "infer",
     "ShardSet": "shards",
     "TrainConfig": "train_config",

@@ -23,8 +23,8 @@ _CHANGE_SOFTENING, _CHANGE_SCALE = 2.0, 1.5
 Planes = npt.NDArray[np.float32]
 
 
-def _squeeze(values: Planes, softening: float, scale: float) -> Planes:
-    return np.arcsinh(values / np.float32(softening)) / np.float32(scale)
+def _squeeze(values: npt.NDArray[np.floating], softening: float, scale: float) -> Planes:
+    return (np.arcsinh(values / np.float32(softening)) / np.float32(scale)).astype(np.float32)
 
 
 def squeeze_score(score: npt.ArrayLike) -> npt.NDArray[Any]:

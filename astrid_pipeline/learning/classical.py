@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning import weights
+from astrid_pipeline.learning import weights as files
 from astrid_pipeline.learning.real_bogus import columns_of
 from astrid_pipeline.learning.trees import Forest, average_path, from_isolation
+from astrid_pipeline.learning.weights import Tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -87,7 +88,7 @@ class Classical:
             out.append(np.exp(-self.gamma * np.maximum(squared, 0)) @ self.weights + self.intercept)
         return -np.concatenate(out)
 
-    def parts(self) -> tuple[weights.Tensors, dict[str, Any]]:
+    def parts(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what is written of it."""
         tensors = self.forest.tensors("classical.forest.")
         tensors |= {
@@ -100,7 +101,7 @@ class Classical:
         return tensors, {"features": list(self.features), **self.facts}
 
     @classmethod
-    def from_parts(cls, tensors: weights.Tensors, facts: Mapping[str, Any], path: Path) -> Classical:
+    def from_parts(cls, tensors: Tensors, facts: Mapping[str, Any], path: Path) -> Classical:
         """Return what `parts` wrote; `ModelError` if something is missing or does not fit."""
         try:
             features = tuple(facts["features"])
@@ -133,12 +134,12 @@ class Classical:
     def save(self, path: Path) -> str:
         """Write it alone and return its digest."""
         tensors, facts = self.parts()
-        return weights.save(path, "classical", tensors, facts)
+        return files.save(path, "classical", tensors, facts)
 
     @classmethod
     def load(cls, path: Path) -> Classical:
         """Return the model written by `save`; `ModelError` if it cannot be used."""
-        tensors, facts, _ = weights.load(path, "classical")
+        tensors, facts, _ = files.load(path, "classical")
         return cls.from_parts(tensors, facts, path)
 
 

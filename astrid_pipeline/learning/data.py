@@ -17,9 +17,9 @@ import pandas as pd
 from astrid_pipeline.errors import AstridError, ModelError
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.learning.channels import channels, unusable
+from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import LABELS, Sample, is_whole, write_manifest, write_shard
 from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint
-from astrid_pipeline.learning.unet import CLASSES
 
 #: Called with the number of images done and the number in all.
 Progress = Callable[[int, int], None]

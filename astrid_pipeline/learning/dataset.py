@@ -10,8 +10,8 @@ import pandas as pd
 
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning.data import split_of
+from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import ShardSet
-from astrid_pipeline.learning.unet import CLASSES
 from astrid_pipeline.tables import Column, TableSchema
 
 #: The network learns on most; a second set for real/bogus and the anomaly detectors, one to calibrate and weigh on,
@@ -56,7 +56,9 @@ def collect(name: str, folders: Mapping[str, Path], *, seed: int = 0) -> pd.Data
     """
     if not folders:
         raise ModelError(
-            "there are no labelled images yet", where=name, remedy="process a night: training_samples come with it"
+            "there are no labelled images yet",
+            where=name,
+            remedy="process a night: training_samples come with it",
         )
     parts = []
     for partition, folder in sorted(folders.items()):

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning import weights
+from astrid_pipeline.learning import weights as files
 from astrid_pipeline.learning.calibration import Calibrator, choose
+from astrid_pipeline.learning.weights import Tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,7 +56,7 @@ class Ensemble:
         """Return (rows,) calibrated probabilities of being real."""
         return self.calibrator(self.logit(inputs)) if len(inputs) else np.zeros(0)
 
-    def parts(self) -> tuple[weights.Tensors, dict[str, Any]]:
+    def parts(self) -> tuple[Tensors, dict[str, Any]]:
         """Return what is written of it."""
         tensors = self.calibrator.tensors("ensemble.calibrator.")
         tensors["ensemble.linear"] = np.stack([self.mean, self.spread, self.weights])
@@ -63,7 +64,7 @@ class Ensemble:
         return tensors, {"inputs": list(INPUTS), **self.facts}
 
     @classmethod
-    def from_parts(cls, tensors: weights.Tensors, facts: Mapping[str, Any], path: Path) -> Ensemble:
+    def from_parts(cls, tensors: Tensors, facts: Mapping[str, Any], path: Path) -> Ensemble:
         """Return what `parts` wrote; `ModelError` if something is missing or does not fit."""
         try:
             mean, spread, linear = tensors["ensemble.linear"].astype(np.float64)
@@ -79,12 +80,12 @@ class Ensemble:
     def save(self, path: Path) -> str:
         """Write it alone and return its digest."""
         tensors, facts = self.parts()
-        return weights.save(path, "ensemble", tensors, facts)
+        return files.save(path, "ensemble", tensors, facts)
 
     @classmethod
     def load(cls, path: Path) -> Ensemble:
         """Return the model written by `save`; `ModelError` if it cannot be used."""
-        tensors, facts, _ = weights.load(path, "ensemble")
+        tensors, facts, _ = files.load(path, "ensemble")
         return cls.from_parts(tensors, facts, path)
 
 

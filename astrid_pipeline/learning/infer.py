@@ -18,35 +18,7 @@ from astrid_pipeline.learning.channels import channels, unusable
 from astrid_pipeline.learning.detector import Detector, load_model
 from astrid_pipeline.learning.network import pick_device, predict, predict_batch
 from astrid_pipeline.learning.peaks import class_probabilities, find_peaks, join, unet_features
-from astrid_pipeline.learning.unet import CLASSES
-from astrid_pipeline.tables import Column, TableSchema
-
-DETECTIONS = TableSchema(
-    "detections",
-    "Changes that the models hold for real, one row each",
-    (
-        Column("detection_id", "string", "unique: exposure and running number, brightest first"),
-        *CANDIDATES.columns,
-        Column("score", "float64", "calibrated probability that it is real"),
-        Column("class", "string", "transient, variable or moving: the likeliest"),
-        *(
-            Column(f"p_{name}", "float64", f"probability that it is {name}, if it is real")
-            for name in CLASSES
-        ),
-        Column("mask_area", "float64", "pixels in which it stands out of the noise", "px"),
-        Column("uncertainty", "float64", "standard deviation of the network's probability under dropout"),
-        Column("unet_score", "float64", "the network's own calibrated probability"),
-        Column("real_bogus", "float64", "probability by the boosted trees"),
-        Column("isolation", "float64", "Isolation Forest: 0-1, the higher the less like a real change"),
-        Column("one_class", "float64", "One-Class SVM: above 0 outside what real changes look like"),
-        Column(
-            "origin", "string", "candidate, or network where no candidate was within reach and flux is forced"
-        ),
-        Column("model_name", "string", "name of the model"),
-        Column("model_version", "string", "its version"),
-    ),
-    sort_by=("exposure_id", "detection_id"),
-)
+from astrid_pipeline.learning.schema import CLASSES, DETECTIONS
 
 #: Side of the crops in which dropout is sampled: a multiple of the network's stride, the peak in its middle.
 _CROP = 64

@@ -67,7 +67,9 @@ def train_network(
     )
     network = load_network(result.weights)
     for split in ("second", "held_out"):
-        label_peaks(network, splits[split], device=device).to_parquet(out / PEAKS.format(split=split), index=False)
+        label_peaks(network, splits[split], device=device).to_parquet(
+            out / PEAKS.format(split=split), index=False
+        )
     (out / "training.json").write_text(
         json.dumps(
             {
@@ -136,7 +138,9 @@ class Comparison:
     reason: str
 
 
-def compare(challenger: Detector, champion: Detector, test: ShardSet, *, device: str | None = None) -> Comparison:
+def compare(
+    challenger: Detector, champion: Detector, test: ShardSet, *, device: str | None = None
+) -> Comparison:
     """Evaluate both on the test split; the challenger wins if its AP is better beyond the interval.
 
     The interval's lower end of the challenger must lie above the champion's value: a difference that another

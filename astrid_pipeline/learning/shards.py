@@ -23,8 +23,8 @@ import pandas as pd
 
 from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
 from astrid_pipeline.learning.channels import CHANNELS
+from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.targets import Target, render
-from astrid_pipeline.learning.unet import CLASSES
 from astrid_pipeline.tables import Column, TableSchema
 
 VERSION = 1

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from astrid_pipeline.imaging.frame import Difference
-from astrid_pipeline.learning.unet import CLASSES
+from astrid_pipeline.learning.schema import CLASSES
 
 #: Bits of a sample's label plane.
 UNUSABLE_BIT, SOURCE_BIT = 1, 2
@@ -103,30 +103,27 @@ def footprint(difference: Difference, truth: pd.DataFrame) -> npt.NDArray[np.boo
     height, width = difference.shape
     out = np.zeros((height, width), bool)
     sigma = np.sqrt(np.maximum(difference.variance, 0))
-    for row in truth.itertuples():
-        if row.label not in CLASSES:
-            continue
-        stamp = difference.psf.stamp(row.x, row.y)
-        length = float(row.length) if np.isfinite(row.length) else 0.0
+    real = truth[truth["label"].isin(CLASSES)]
+    numbers = real[["x", "y", "flux", "length", "angle"]].to_numpy(np.float64)
+    for x, y, flux, length, angle in np.where(np.isfinite(numbers), numbers, 0.0):
+        stamp = difference.psf.stamp(x, y)
         half = stamp.shape[0] // 2 + int(np.ceil(length / 2))
         canvas = np.zeros((2 * half + 1, 2 * half + 1))
-        cx, cy = round(row.x), round(row.y)
+        cx, cy = round(x), round(y)
         middle = half - stamp.shape[0] // 2
         inner = slice(middle, middle + stamp.shape[0])
         canvas[inner, inner] = stamp
-        angle = float(row.angle) if np.isfinite(row.angle) else 0.0
-        steps = np.linspace(-length / 2, length / 2, max(1, int(np.ceil(length)) * 2 + 1))
-        if length == 0:
-            steps = np.zeros(1)
+        # Half a pixel between the points of a trail leaves no beads in it.
+        steps = np.linspace(-length / 2, length / 2, 2 * int(np.ceil(length)) + 1)
         profile = np.zeros_like(canvas)
         for t in steps:
-            offset = (row.y - cy + t * np.sin(angle), row.x - cx + t * np.cos(angle))
+            offset = (y - cy + t * np.sin(angle), x - cx + t * np.cos(angle))
             profile += shift(canvas, offset, order=1, mode="constant") / len(steps)
         left, right = max(cx - half, 0), min(cx + half + 1, width)
         low, high = max(cy - half, 0), min(cy + half + 1, height)
         if left >= right or low >= high:
             continue
         part = profile[low - cy + half : high - cy + half, left - cx + half : right - cx + half]
-        bright = np.abs(row.flux) * part >= sigma[low:high, left:right]
+        bright = abs(flux) * part >= sigma[low:high, left:right]
         out[low:high, left:right] |= bright | (part >= 0.5 * profile.max())
     return out

@@ -219,7 +219,9 @@ def train(
             run.network.load_state_dict(initial.state_dict())
         except RuntimeError as error:
             raise ModelError(
-                f"the network to start from is another one: {error}", where="training", remedy="start without it"
+                f"the network to start from is another one: {error}",
+                where="training",
+                remedy="start without it",
             ) from error
     resumed = run.step if resume and checkpoint.exists() and run.load(checkpoint, key) else 0
     total = config.steps

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What a detection can be, in the order of the heat maps.
-CLASSES: tuple[str, ...] = ("transient", "variable", "moving")
+from astrid_pipeline.learning.schema import CLASSES
 
 # 16 channels at full resolution, doubled a level; the deepest has 288 instead of 256, which brings the count to
 # 2.1 million where it costs least (1/256 of the pixels). Twice the width costs three times and gained nothing.
@@ -50,6 +49,7 @@ class Heads(nn.Module):
         self.out = nn.Conv2d(inputs, classes + 1, 1)
         bias = -math.log((1 - _PRIOR) / _PRIOR)
         nn.init.normal_(self.out.weight, std=0.05)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, bias)
 
     def forward(self, features: Tensor) -> Tensor:
