@@ -107,8 +107,8 @@ class Evaluation:
         out |= {f"{name}_high": value.high for name, value in self.best.items()}
         more = ("snr_half", "ece", "iou", "megapixels", "seconds_per_mpix", "joules_per_mpix", "threshold")
         out |= {name: float(getattr(self, name)) for name in more}
-        for row in self.recall.itertuples():
-            out[f"recall_snr_{row.snr_low:g}_{row.snr_high:g}"] = float(row.recall)
+        bins = self.recall[["snr_low", "snr_high", "recall"]].to_numpy(float)
+        out |= {f"recall_snr_{low:g}_{high:g}": recall for low, high, recall in bins}
         for method, each in self.figures.items():
             out |= {
                 f"{method}.{name}": each[name].value
@@ -237,11 +237,11 @@ def _artefacts(judged: Judged, truth: pd.DataFrame, peaks: pd.DataFrame, thresho
     """
     false = judged.table[(judged.table["verdict"] != RIGHT) & (judged.table["score"] >= threshold)]
     rows = truth[(truth["label"] == "artefact") & truth["usable"]]
-    by_image = {k: v[["x", "y"]].to_numpy(float) for k, v in false.groupby("image_id")}
+    by_image = {str(k): v[["x", "y"]].to_numpy(float) for k, v in false.groupby("image_id")}
     passed = []
-    for row in rows.itertuples():
-        near = by_image.get(row.image_id)
-        hit = near is not None and bool((np.hypot(near[:, 0] - row.x, near[:, 1] - row.y) < 5).any())
+    for image, x, y in zip(rows["image_id"].astype(str), rows["x"], rows["y"], strict=True):
+        near = by_image.get(image)
+        hit = near is not None and bool((np.hypot(near[:, 0] - x, near[:, 1] - y) < 5).any())
         passed.append(hit)
     table = pd.DataFrame({"kind": rows["kind"].to_numpy(object), "passed": np.array(passed, bool)})
     out = table.groupby("kind")["passed"].agg(["size", "sum"]).reset_index()

@@ -205,7 +205,7 @@ def _measure_forced(table: pd.DataFrame, difference: Difference) -> pd.DataFrame
     for column in CANDIDATES.columns:
         name, kind = column.name, column.kind
         # Whole numbers cannot be null: what was not measured (the count of pixels) is 0.
-        given = values.get(name, 0 if kind.startswith(("int", "bool")) else None)
+        given: Any = values.get(name, 0 if kind.startswith(("int", "bool")) else None)
         filled = table[name].astype(object) if name in table else pd.Series(None, table.index, object)
         filled[alone] = given if np.ndim(given) else [given] * int(alone.sum())
         table[name] = filled

@@ -185,7 +185,9 @@ class ShardSet:
 
     def __init__(self, folders: Path | str | Sequence[Path | str]) -> None:
         paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(f) for f in folders]
-        images, truths, candidates = [], [], []
+        images: list[pd.DataFrame] = []
+        truths: list[pd.DataFrame] = []
+        candidates: list[pd.DataFrame] = []
         self._selection = ""
         self._planes: dict[tuple[int, int], npt.NDArray[np.float16]] = {}
         self._labels: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
