@@ -42,3 +42,38 @@ def completeness_png(bins: Mapping[str, Sequence[Mapping[str, Any]]], title: str
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def training_png(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Draw loss and average precision on the validation images against steps.
+
+    Parameters
+    ----------
+    history:
+        One row a validation: step, loss, valid_loss, valid_ap.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.0), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    steps = [row["step"] for row in history]
+    for name, label in (("loss", "loss, training"), ("valid_loss", "loss, validation")):
+        values = [row.get(name, float("nan")) for row in history]
+        axes.plot(steps, values, marker="o", lw=1.2, label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    other = axes.twinx()
+    other.plot(
+        steps,
+        [row.get("valid_ap", float("nan")) for row in history],
+        "k--",
+        marker="s",
+        label="AP, validation",
+    )
+    other.set_ylabel("average precision")
+    other.set_ylim(0, 1.02)
+    lines = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -151,9 +151,13 @@ def _of_frame(name: str, meta: Mapping[str, Any]) -> list[Remark]:
             )
         )
     source = str(meta.get("gain_source") or "")
-    if source and "header" not in source.lower():
+    if source.startswith("photon"):
         found.append(
-            Remark("note", "gain", f"The {name} frame's gain is not from its header but from: {source}.")
+            Remark(
+                "note",
+                "gain",
+                f"The {name} frame's header has no gain; it was measured from the image itself.",
+            )
         )
     if meta.get("bayer"):
         found.append(

@@ -20,9 +20,10 @@ def stars(image: np.ndarray, x: np.ndarray, y: np.ndarray, flux: np.ndarray, fwh
     sigma = fwhm / 2.3548
     reach = int(np.ceil(6 * sigma))
     for x0, y0, total in zip(x, y, flux, strict=True):
-        rows = slice(max(int(y0) - reach, 0), min(int(y0) + reach + 1, image.shape[0]))
-        columns = slice(max(int(x0) - reach, 0), min(int(x0) + reach + 1, image.shape[1]))
-        yy, xx = np.mgrid[rows, columns]
+        rows = slice(max(int(y0) - reach, 0), max(int(y0) + reach + 1, 0))
+        columns = slice(max(int(x0) - reach, 0), max(int(x0) + reach + 1, 0))
+        yy, xx = np.indices(image[rows, columns].shape)
+        yy, xx = yy + rows.start, xx + columns.start
         value = np.exp(-((xx - x0) ** 2 + (yy - y0) ** 2) / (2 * sigma**2))
         image[rows, columns] += total / (2 * np.pi * sigma**2) * value
 
