@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 ASTRID := .venv/bin/astrid
-WORKERS ?= 2
+WORKERS ?=
 TESTS ?= astrid_pipeline_tests
 
 help: ## Show what can be made
@@ -24,7 +24,7 @@ chromium:
 	@scripts/chromium.sh
 
 demo: environment-run ## Take a simulated survey from raw frames to detections and a trained model (about 10 minutes)
-	@$(ASTRID) demo --workers $(WORKERS)
+	@$(ASTRID) demo $(if $(WORKERS),--workers $(WORKERS))
 
 dev: environment-run ## Start everything a person works with; Ctrl-C ends it
 	@$(ASTRID) dev

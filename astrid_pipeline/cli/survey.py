@@ -61,7 +61,7 @@ def demo(
     """
     from astrid_pipeline import driver
 
-    driver.demo(console=out, workers=_workers(workers), home=home, quick=quick)
+    driver.demo(out, workers, home, quick)
 
 
 def dev() -> None:
@@ -107,7 +107,7 @@ def ingest(
     results = []
     with Display(err) as display:
         for name in names:
-            results += driver.ingest(name, _workers(workers), display.done)
+            results += driver.ingest(name, workers, display.done)
     runs.conclude(results, "Nothing new: everything the archive has is in the store.")
 
 
@@ -129,7 +129,7 @@ def run(
     from astrid_pipeline.driver.display import Display
 
     with Display(err) as display:
-        results = driver.run(field, wanted, _workers(workers), display.done)
+        results = driver.run(field, wanted, workers, display.done)
     runs.conclude(results, f"{field} {wanted} is made already.")
 
 
@@ -154,7 +154,7 @@ def backfill(
     from astrid_pipeline.driver.display import Display
 
     with Display(err) as display:
-        results = driver.backfill(field, first, last, _workers(workers), display.done)
+        results = driver.backfill(field, first, last, workers, display.done)
     runs.conclude(results, f"Nothing to do: every night of {field} from {first} to {last} is made.")
 
 
@@ -192,14 +192,6 @@ def status() -> None:
     told = {name: counts.get(name, 0) for name in ("models", "training_runs", "training_datasets")}
     out.print("  ".join(f"[dim]{name.replace('_', ' ')}[/] {value}" for name, value in told.items()))
     out.print(f"[dim]store[/] {settings.store_url}  [dim]home[/] {settings.home}", soft_wrap=True)
-
-
-def _workers(given: int | None) -> int:
-    if given is not None:
-        return given
-    from astrid_pipeline.settings import get_settings
-
-    return get_settings().workers
 
 
 def _night(text: str) -> str:
