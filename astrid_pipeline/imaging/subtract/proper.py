@@ -1,0 +1,161 @@
+"""The method ``zogy``: match, fill, subtract properly, and account for what is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from astrid_pipeline.imaging.frame import Difference, Image
+from astrid_pipeline.imaging.subtract.fill import smooth_fill
+from astrid_pipeline.imaging.subtract.inputs import Pair, parts
+from astrid_pipeline.imaging.subtract.match import Match, solve_match
+from astrid_pipeline.imaging.subtract.score import (
+    TOLERANCE,
+    difference_mask,
+    empty_sky,
+    score_width,
+    variance_left,
+)
+from astrid_pipeline.imaging.subtract.zogy import Scene, subtract_tiles
+
+if TYPE_CHECKING:
+    import torch
+
+
+def difference(pair: Pair, device: torch.device) -> Difference:
+    """Return ZOGY's difference of a pair."""
+    match = solve_match(pair, device)
+    scene = build_scene(pair, match, device)
+    proper = subtract_tiles(scene)
+    flux, variance, static, proper_difference = (
+        image.cpu().numpy() for image in (proper.flux, proper.variance, proper.static, proper.difference)
+    )
+    science_mask, reference_mask = pair.science.mask, pair.reference.mask
+    mask = difference_mask(science_mask, reference_mask, proper.psf.fwhm())
+    bad = mask != 0
+    extra, left = variance_left(flux, variance, static, bad)
+    empty = empty_sky(static, variance, bad)
+    null = variance + extra
+    score = flux / np.sqrt(null)
+    raw = score_width(score, empty)
+    scale = raw if abs(raw - 1) > TOLERANCE else 1.0
+    score /= np.float32(scale)
+    # A source that is there adds its own photons' noise.
+    own = np.float32(proper.own_noise * scene.science_slope) * np.maximum(flux, 0)
+    flux_err = np.sqrt(null * np.float32(scale**2) + own)
+    ratio = match.ratio.image()
+    reference_variance = parts(pair.reference)[0] * ratio**2
+    a, b = proper.difference_weights
+    data_variance = np.float32(a) * parts(pair.science)[0] + np.float32(b) * reference_variance
+    return Difference(
+        data=proper_difference,
+        variance=data_variance * np.float32(scale**2),
+        mask=mask,
+        psf=proper.psf,
+        score=score,
+        flux=flux,
+        flux_err=flux_err,
+        science=scene.science.cpu().numpy(),
+        reference=scene.reference.cpu().numpy(),
+        wcs=pair.science.wcs,
+        meta={
+            **pair.science.meta,
+            **match_meta(pair, match),
+            "astrometric_sigma_x": left.sigma_x,
+            "astrometric_sigma_y": left.sigma_y,
+            "psf_ratio_error": left.shape,
+            "score_sigma_raw": raw,
+            "score_rescaled": scale != 1.0,
+            "score_sigma": score_width(score, empty),
+            "masked_fraction": float(bad.mean()),
+        },
+    )
+
+
+def match_meta(pair: Pair, match: Match) -> dict[str, Any]:
+    """Return what a difference's meta says of the match."""
+    height, width = pair.shape
+    beta = float(np.mean(match.ratio.at((width - 1) / 2, (height - 1) / 2)))
+    shift = match.shift.at((width - 1) / 2, (height - 1) / 2)
+    return {
+        "flux_ratio": beta,
+        "flux_ratio_error": match.ratio_error,
+        "flux_ratio_scatter": match.ratio_scatter,
+        "shift_x": float(shift[0]),
+        "shift_y": float(shift[1]),
+        "dx_rms": match.dx_rms,
+        "dy_rms": match.dy_rms,
+        "n_matched": match.n_matched,
+        "sky_offset": float(match.sky.at((width - 1) / 2, (height - 1) / 2)),
+        "science_sky_sigma": pair.science_sigma,
+        "reference_sky_sigma": pair.reference_sigma * beta,
+        "match_notes": "; ".join(match.notes),
+    }
+
+
+def build_scene(pair: Pair, match: Match, device: torch.device) -> Scene:
+    """Return the frames as ZOGY wants them: sky gone, the reference in the science frame's flux, holes filled."""
+    import torch
+
+    ratio = match.ratio.image()
+    height, width = pair.shape
+    beta = float(np.mean(match.ratio.at((width - 1) / 2, (height - 1) / 2)))
+    variance_n, psf_n = parts(pair.science)
+    variance_r, psf_r = parts(pair.reference)
+    science = smooth_fill(pair.science.data - match.sky.image(), pair.bad_science)
+    reference = smooth_fill(pair.reference.data * ratio, pair.bad_reference)
+    slopes = [
+        count_slope(frame.data, parts(frame)[0], bad, sigma)
+        for frame, bad, sigma in (
+            (pair.science, pair.bad_science, pair.science_sigma),
+            (pair.reference, pair.bad_reference, pair.reference_sigma),
+        )
+    ]
+    slopes[1] *= beta
+    plain_n = _plain_variance(variance_n, science, slopes[0], pair.science_sigma, pair.bad_science)
+    plain_r = _plain_variance(
+        variance_r * ratio**2, reference, slopes[1], pair.reference_sigma * beta, pair.bad_reference
+    )
+
+    def send(image: Image) -> torch.Tensor:
+        return torch.as_tensor(np.ascontiguousarray(image, np.float32), device=device)
+
+    return Scene(
+        send(science),
+        send(reference),
+        send(plain_n),
+        send(plain_r),
+        slopes[0],
+        slopes[1],
+        pair.science_sigma,
+        pair.reference_sigma * beta,
+        psf_n,
+        match.psf,
+        psf_r,
+        match.shift,
+    )
+
+
+def _plain_variance(
+    variance: Image, data: Image, slope: float, sigma: float, bad: npt.NDArray[np.bool_]
+) -> Image:
+    """Return the variance without the counts' own part; bad pixels, which were filled, have the sky's."""
+    plain = variance - np.float32(slope) * data if slope else variance
+    return np.where(bad, np.float32(sigma**2), plain)
+
+
+def count_slope(data: Image, variance: Image, bad: npt.NDArray[np.bool_], sigma: float) -> float:
+    """Return by how much the variance map rises with the noise of the data, per unit of data.
+
+    1 / gain where each pixel's variance was estimated from its own counts, 0 where it is an expectation. Measured on
+    differences of neighbouring pixels of empty sky, where there is nothing but noise.
+    """
+    good = ~bad & (np.abs(data) < 3 * sigma)
+    good = good[:, 1:] & good[:, :-1]
+    change, change_of_variance = (
+        np.diff(image, axis=1)[good].astype(np.float64) for image in (data, variance)
+    )
+    power = float((change**2).sum())
+    return max(float((change * change_of_variance).sum()) / power, 0.0) if power > 0 else 0.0

@@ -1,0 +1,115 @@
+"""From flux and variance to S_corr: what is left after matching, masks, and the noise checked on empty sky."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from astrid_pipeline.imaging.frame import Image
+from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, UNUSABLE, Mask, MaskArray
+from astrid_pipeline.imaging.subtract.surfaces import robust_sigma
+
+#: Static sources brighter than this many sigma tell how well the frames match.
+BRIGHT = 15.0
+#: Score of a bright source's pixel above which it is a change rather than a residual.
+CHANGE = 5.0
+#: Share of a point source's weight on unusable pixels above which a position is masked: its flux would be off by
+#: as much.
+TOUCHED = 0.10
+#: The score is rescaled when its width on empty sky differs from 1 by more than this; below, the width of a megapixel's
+#: score is not known better.
+TOLERANCE = 0.01
+
+_Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What matching left: σ_x, σ_y (px), and the relative error of the PSF ratio."""
+
+    sigma_x: float
+    sigma_y: float
+    shape: float
+
+
+def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tuple[Image, Left]:
+    """Return the variance that imperfect matching adds, and what it is made of.
+
+    V_ast = σ_x² (∂S/∂x)² + σ_y² (∂S/∂y)² (eqs 30-33), and ε² S² for PSF ratios that are off by ε. S is the reference's
+    part of the score, static flux seen through the same filter; the relative shift counts once, since only the shift
+    between the two frames leaves anything. The three numbers are those that make the squared residuals of bright
+    sources equal to their variance.
+    """
+    gx, gy = (np.gradient(static, axis=axis) ** 2 for axis in (1, 0))
+    chosen = (static**2 > BRIGHT**2 * variance) & ~bad
+    if chosen.sum() < 50:  # fewer pixels are one or two stars: nothing to tell an error from a variable
+        return np.zeros_like(flux), Left(0.0, 0.0, 0.0)
+    columns = np.stack([gx[chosen], gy[chosen], static[chosen] ** 2]).astype(np.float64)
+    excess, noise = flux[chosen].astype(np.float64) ** 2, variance[chosen].astype(np.float64)
+    from scipy.optimize import nnls
+
+    total = noise.copy()
+    solution = np.zeros(3)
+    for _ in range(8):
+        use = excess < CHANGE**2 * total
+        weight = 1 / total[use]
+        # Cutting a Gaussian at 5 sigma takes nothing off its variance.
+        new, _ = nnls((columns[:, use] * weight).T, (excess[use] - noise[use]) * weight)
+        total = noise + new @ columns
+        if np.allclose(new, solution, rtol=0.02, atol=1e-9):
+            break
+        solution = new
+    extra = (solution[0] * gx + solution[1] * gy + solution[2] * static**2).astype(np.float32)
+    return extra, Left(*(float(np.sqrt(s)) for s in solution))
+
+
+def empty_sky(static: Image, variance: Image, bad: _Bool) -> _Bool:
+    """Return where neither static sources nor masks are."""
+    return (np.abs(static) < 5 * np.sqrt(variance)) & ~bad
+
+
+def score_width(score: Image, empty: _Bool) -> float:
+    """Return the robust standard deviation of the score on empty sky; 1 where there is none of it."""
+    values = score[empty]
+    if len(values) < 100:
+        return 1.0
+    step = max(1, len(values) // 400_000)
+    return robust_sigma(values[::step])
+
+
+def difference_mask(science: MaskArray, reference: MaskArray, fwhm: float) -> MaskArray:
+    """Return the mask of the difference: both frames' bits, spread to the pixels that unusable ones touch.
+
+    A position is touched where more than `TOUCHED` of a point source's weight lies on unusable pixels; beyond the
+    frame counts as unusable, and is called `Mask.EDGE`.
+    """
+    out = science | (reference << np.int32(REFERENCE_SHIFT))
+    both = int(UNUSABLE) | (int(UNUSABLE) << REFERENCE_SHIFT)
+    bad = ((out & np.int32(both)) != 0).astype(np.float32)
+    # The weight P² of a Gaussian PSF is a Gaussian narrower by √2.
+    width = fwhm / 2.355 / np.sqrt(2)
+    touched = ndimage.gaussian_filter(bad, width, mode="constant", cval=1.0, truncate=4.0) > TOUCHED
+    reach = int(np.ceil(2 * width)) + 1
+    spread = _spread(out & np.int32(both), reach)
+    out = out | np.where(touched, spread, np.int32(0))
+    edge = np.zeros(out.shape, bool)
+    edge[:reach], edge[-reach:], edge[:, :reach], edge[:, -reach:] = True, True, True, True
+    return np.where(edge & touched, out | np.int32(Mask.EDGE), out)
+
+
+def _spread(bits: MaskArray, reach: int) -> MaskArray:
+    """Return each pixel's bits joined with those of all pixels within `reach` along rows and columns."""
+    if not bits.any():
+        return bits
+    for axis in (0, 1):
+        out = bits.copy()
+        for step in range(1, reach + 1):
+            ahead, behind = [slice(None)] * 2, [slice(None)] * 2
+            ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
+            out[tuple(ahead)] |= bits[tuple(behind)]
+            out[tuple(behind)] |= bits[tuple(ahead)]
+        bits = out
+    return bits
