@@ -23,8 +23,8 @@ def align(reference: Frame, to: Frame, *, refine: bool = True, method: str = "qu
     Parameters
     ----------
     reference:
-        The frame to move. Without a variance it is measured first (`prepare`), since afterwards neighbouring pixels
-        share their noise.
+        The frame to move. It is prepared first (`quality.prepare`: sky removed; variance and PSF measured if it has
+        none), since noise cannot be measured from single pixels once they share it.
     to:
         The frame whose grid is wanted.
     refine:
@@ -55,10 +55,9 @@ def align(reference: Frame, to: Frame, *, refine: bool = True, method: str = "qu
                 where=frame.name,
                 remedy="make superpixels of both frames first (astrid_pipeline.imaging.bayer.superpixels)",
             )
-    if reference.variance is None:
-        from astrid_pipeline.imaging.quality import prepare
+    from astrid_pipeline.imaging.quality import prepare
 
-        reference = prepare(reference)
+    reference = prepare(reference)
     registration = register(reference, to, refine=refine)
     return apply(reference, to, registration, method=method)
 
