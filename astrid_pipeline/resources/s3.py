@@ -251,7 +251,9 @@ class S3Store:
         """Return the object's size and the digest it was written with."""
         with self._failing("read", key):
             head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
-        return StoredObject(key, int(head["ContentLength"]), head.get("Metadata", {}).get(_DIGEST))
+        # Headers have no case, and servers return the name in another than it was sent in.
+        notes = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
+        return StoredObject(key, int(head["ContentLength"]), notes.get(_DIGEST))
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         """Return the objects below the folder `prefix`, sorted by key; digests are not fetched."""

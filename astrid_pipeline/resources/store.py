@@ -25,7 +25,7 @@ from pydantic import Field, PrivateAttr
 from astrid_pipeline.errors import MissingProductError, StoreError
 from astrid_pipeline.settings import Settings, get_settings
 
-_SAFE_PART = re.compile(r"^[A-Za-z0-9._=+@,~%-]+$")
+_SAFE_PART = re.compile(r"[A-Za-z0-9._=+@,~%-]+")
 #: Temporary files of the folder store live here, on the same file system as what they become.
 _SCRATCH = ".tmp"
 
@@ -90,7 +90,7 @@ def check_key(key: str) -> str:
         If a part is empty, `.` or `..`, hidden, or has other characters than letters, digits and `._=+@,~%-`.
     """
     parts = key.split("/")
-    if not all(_SAFE_PART.match(part) and not part.startswith(".") for part in parts):
+    if not all(_SAFE_PART.fullmatch(part) and not part.startswith(".") for part in parts):
         error = StoreError(
             "this is not a safe key", where=repr(key), remedy="use letters, digits and ._=+@,~%-"
         )
