@@ -169,10 +169,22 @@ def detect(
     table["class"] = [CLASSES[c] for c in shares.argmax(axis=1)]
     table["origin"] = np.where(table["candidate"] >= 0, "candidate", "network")
     table["model_name"], table["model_version"] = model.name, model.version
-    table = _measure_forced(table, difference)
+    table = _measure_forced(_with_whole_numbers(table, candidates), difference)
     exposure = str(difference.meta.get("exposure_id", "difference"))
     table["detection_id"] = [f"{exposure}-D{i:04d}" for i in range(len(table))]
     return DETECTIONS.conform(table)
+
+
+def _with_whole_numbers(table: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with the candidates' whole numbers as they are: as floats, HEALPix indices lose digits."""
+    from astrid_pipeline.imaging.candidates import CANDIDATES
+
+    row = table["candidate"].to_numpy()
+    for column in CANDIDATES.columns:
+        if column.kind.startswith("int") and column.name in candidates:
+            values = candidates[column.name].to_numpy()
+            table[column.name] = [int(values[i]) if i >= 0 else 0 for i in row]
+    return table
 
 
 def _measure_forced(table: pd.DataFrame, difference: Difference) -> pd.DataFrame:
@@ -199,7 +211,7 @@ def _measure_forced(table: pd.DataFrame, difference: Difference) -> pd.DataFrame
         "sign": np.where(difference.score[rows, cols] < 0, -1, 1),
         "peak_score": difference.score[rows, cols].astype(float),
         "flags": bits,
-        "flag_names": [",".join(names(int(value))) for value in bits],
+        "flag_names": ["|".join(names(int(value))) for value in bits],
         "hpx29": _healpix(values.get("ra"), values.get("dec"), len(x)),
     }
     for column in CANDIDATES.columns:

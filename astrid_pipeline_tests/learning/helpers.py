@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from astropy.wcs import WCS
 
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.imaging.mask import Mask
@@ -21,6 +22,15 @@ def gaussian_psf(size: int = 21) -> PSF:
     r = np.arange(size) - size // 2
     g = np.exp(-(r**2) / (2 * PSF_SIGMA**2))
     return PSF.from_stamp(np.outer(g, g))
+
+
+def _wcs(shape: tuple[int, int]) -> WCS:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [150.0, 30.0]
+    wcs.wcs.crpix = [shape[1] / 2, shape[0] / 2]
+    wcs.wcs.cdelt = [-1 / 3600, 1 / 3600]
+    return wcs
 
 
 def toy_difference(
@@ -74,6 +84,7 @@ def toy_difference(
         flux_err=np.full(shape, error),
         science=data + reference,
         reference=reference,
+        wcs=_wcs(shape),
         meta={**base, **meta},
     )
     return difference, pd.DataFrame(rows, columns=["x", "y", "flux", "snr", "kind"])
