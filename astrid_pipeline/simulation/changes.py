@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from astrid_pipeline.imaging.psf_model import PSF
+from astrid_pipeline.simulation.psf import SkyPSF
 from astrid_pipeline.simulation.sky import sersic_radius
 from astrid_pipeline.simulation.truth import ideal_flux_error
 
@@ -32,7 +32,7 @@ class Scene:
     psf: PSF
     reference_psf: PSF
     scale: float
-    fwhm: float
+    sky_psf: SkyPSF
     full_well: float
 
     @property
@@ -114,7 +114,7 @@ def plant(
     tables.append(_hostless(scene, places, n - len(tables[0]), options))
     columns = ["x", "y", "flux", "flux_science", "flux_reference", "dx", "dy", "kind", "class"]
     filled = [t for t in tables if len(t)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns)
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=columns, dtype=float)
 
 
 def _snr(scene: Scene, options: PairOptions, n: int) -> npt.NDArray[np.float64]:
@@ -205,8 +205,8 @@ def _variables(
     if not n:
         return pd.DataFrame()
     n_agn = int(scene.rng.binomial(n, 0.2))
-    agn = _vary(scene, places, galaxies, n_agn, options)
-    varied = _vary(scene, places, stars, n - len(agn), options)
+    agn = _vary(scene, places, galaxies, n_agn, options, limit=3.0)
+    varied = _vary(scene, places, stars, n - len(agn), options, limit=0.6)
     if len(agn):
         # A nucleus of its own stands on the galaxy in both epochs, or a fading one would dig a hole.
         base = agn["flux"].abs()
@@ -224,7 +224,9 @@ def _variables(
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
-def _vary(scene: Scene, places: _Places, sources: pd.DataFrame, n: int, options: PairOptions) -> pd.DataFrame:
+def _vary(
+    scene: Scene, places: _Places, sources: pd.DataFrame, n: int, options: PairOptions, limit: float
+) -> pd.DataFrame:
     inside = sources[scene.inside(sources["x"], sources["y"])]
     x, y = inside["x"].to_numpy(), inside["y"].to_numpy()
     usable = np.flatnonzero(~scene.overexposed(x, y)) if len(inside) else np.zeros(0, int)
@@ -233,8 +235,9 @@ def _vary(scene: Scene, places: _Places, sources: pd.DataFrame, n: int, options:
     tries = scene.rng.permutation(usable)[: 15 * n]
     x, y, mean = x[tries], y[tries], inside["flux"].to_numpy()[tries] * scene.scale
     flux = scene.flux_for(_snr(scene, options, len(tries)), x, y)
-    # Few sources vary by more than 60 % of their mean: the faint cannot reach a high S/N.
-    chosen = places.choose(x, y, flux < 0.6 * mean, n)
+    # Few stars vary by more than 60 % of their mean, so that the faint cannot reach a high S/N; a nucleus can
+    # outshine its galaxy.
+    chosen = places.choose(x, y, flux < limit * mean, n)
     if not chosen:
         return pd.DataFrame()
     change = scene.rng.choice([-1.0, 1.0], len(chosen)) * flux[chosen]
@@ -267,7 +270,8 @@ def _movers(scene: Scene, places: _Places, n: int, options: PairOptions) -> pd.D
     shortest, longest = np.log(options.trail_length)
     length = np.exp(scene.rng.uniform(shortest, longest, len(x)))
     angle = scene.rng.uniform(0, np.pi, len(x))
-    flux = scene.flux_for(_snr(scene, options, len(x)), x, y) / trail_loss(length, scene.fwhm)
+    dx, dy = length * np.cos(angle), length * np.sin(angle)
+    flux = scene.flux_for(_snr(scene, options, len(x)), x, y) / scene.sky_psf.trail_loss(dx, dy)
     return pd.DataFrame(
         {
             "x": x,
@@ -275,27 +279,15 @@ def _movers(scene: Scene, places: _Places, n: int, options: PairOptions) -> pd.D
             "flux": flux,
             "flux_science": flux,
             "flux_reference": 0.0,
-            "dx": length * np.cos(angle),
-            "dy": length * np.sin(angle),
+            "dx": dx,
+            "dy": dy,
             "kind": "moving",
-            "class": np.where(length > 3 * scene.fwhm, "trail", "asteroid"),
+            "class": np.where(length > 3 * options.science_fwhm, "trail", "asteroid"),
             "on_galaxy": False,
             "length": length,
             "angle": angle,
         }
     )
-
-
-def trail_loss(length: npt.ArrayLike, fwhm: float) -> npt.NDArray[np.float64]:
-    """Return the S/N of a matched trail over that of a point of the same flux: [∫∫ (P ∗ line)²/∫∫ P²]^½.
-
-    For a Gaussian of width s and a line L the ratio of the squares is (2 s √π / L) erf(L / 2 s) -
-    (4 s²/L²)(1 - exp(-L²/4 s²)); a Moffat of the same FWHM differs by under 3 %.
-    """
-    from scipy.special import erf
-
-    a = np.maximum(np.asarray(length, float), 1e-3) / (2 * fwhm / 2.3548)
-    return np.sqrt(math.sqrt(math.pi) / a * erf(a) - (1 - np.exp(-(a**2))) / a**2)
 
 
 def displace_some(

@@ -40,7 +40,7 @@ def bleed(image: Image, full_well: float) -> tuple[Boolean, Boolean]:
             bled[high : high + up, x] = True
             bled[low - down : low, x] = True
         image[:, x] = column
-    return saturated, bled
+    return saturated, bled & ~saturated
 
 
 def _spill(column: npt.NDArray[np.float64], charge: float, full_well: float) -> int:

@@ -185,7 +185,7 @@ class _Builder:
             self.science_psf.model(),
             self.reference_psf.model(),
             self.scale,
-            o.science_fwhm,
+            self.science_psf,
             o.full_well,
         )
 
@@ -239,9 +239,10 @@ class _Builder:
             x, y, psf, science.variance, (psf_reference, reference.variance, 1 / self.scale)
         )
         # A trail is matched with a trail; what is larger than that has no one S/N.
-        flux = truth["flux"].abs() * np.where(
-            truth["kind"] == "moving", changes.trail_loss(truth["length"].fillna(0), self.o.science_fwhm), 1.0
-        )
+        flux = truth["flux"].abs()
+        moving = truth["kind"] == "moving"
+        length, angle = truth.loc[moving, "length"], truth.loc[moving, "angle"]
+        flux[moving] *= self.science_psf.trail_loss(length * np.cos(angle), length * np.sin(angle))
         flux[truth["class"].isin(spoil.EXTENDED)] = np.nan
         columns = np.clip(np.rint(x).astype(int), 0, self.shape[1] - 1)
         rows = np.clip(np.rint(y).astype(int), 0, self.shape[0] - 1)

@@ -153,6 +153,21 @@ class SkyPSF:
         stamps = np.roll(stamps, (size // 2, size // 2), axis=(1, 2))[:, :size, :size]
         return PSF(stamps, self.exponents, self.shape, dict(quality))
 
+    def trail_loss(self, dx: npt.ArrayLike, dy: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the S/N of a matched trail over that of a point of the same flux: √(Σ (P ∗ line)² / Σ P²).
+
+        By Parseval's theorem, in the spectrum of the PSF in the middle of the frame; `dx`, `dy` in pixels.
+        """
+        size = 64
+        fy, fx = frequencies(size)
+        power = np.square(self.basis(size)[0], dtype=np.float64)
+        power[:, 1:-1] *= 2  # the half of the plane that is not kept
+        xs, ys = np.atleast_1d(np.asarray(dx, float)), np.atleast_1d(np.asarray(dy, float))
+        loss = [
+            (power * np.sinc(x * fx + y * fy) ** 2).sum() / power.sum() for x, y in zip(xs, ys, strict=True)
+        ]
+        return np.sqrt(np.array(loss, dtype=float))
+
     def stamps(
         self,
         x: npt.NDArray[np.float64],

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from astrid_pipeline.simulation.changes import trail_loss
 from astrid_pipeline.simulation.schedule import Plan
 from astrid_pipeline.simulation.truth import ideal_flux_error
 from astrid_pipeline.tables import Column, TableSchema
@@ -96,6 +95,8 @@ def _measure(
             flux=flux,
             mag=zero_point - 2.5 * np.log10(np.abs(flux)),
             total_mag=table["mag"].where(np.isfinite(table["mag"])),
+            dx=dx,
+            dy=dy,
             length=np.hypot(dx, dy),
             angle=np.arctan2(dy, dx) % math.pi,
         )
@@ -106,10 +107,11 @@ def _measure(
     light = survey.expected(plan, near=table)
     flat = camera.flat(plan.filter)
     noise = light * flat + camera.dark * np.float32(plan.exposure) + np.float32(camera.read_noise**2)
-    error = ideal_flux_error(table["x"], table["y"], survey.psf(plan).model(), noise / flat**2)
+    psf = survey.psf(plan)
+    error = ideal_flux_error(table["x"], table["y"], psf.model(), noise / flat**2)
     rows, columns = (np.clip(np.rint(table[c]).astype(int), 0, size - 1) for c in ("y", "x"))
     return table.assign(
-        snr=table["flux"].abs() / error * trail_loss(table["length"], plan.seeing),
+        snr=table["flux"].abs() / error * psf.trail_loss(table["dx"], table["dy"]),
         saturated=light[rows, columns] * flat[rows, columns] > camera.full_well,
     )
 
