@@ -49,9 +49,9 @@ pip() { $venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 # torch first and by itself: a person's own index for it must not serve the other packages too.
 say "Installing torch $torch_version (once; it is the largest part)"
-pip install -q "torch==$torch_version" ${ASTRID_TORCH_INDEX:+--index-url "$ASTRID_TORCH_INDEX"}
+pip install -qq "torch==$torch_version" ${ASTRID_TORCH_INDEX:+--index-url "$ASTRID_TORCH_INDEX"}
 say "Installing AstrID and what it needs (a few minutes, once)"
 if [ "$wanted" = test ]; then target=.[test]; else target=.; fi
-pip install -q -c constraints.txt -e "$target"
+pip install -qq -c constraints.txt -e "$target"
 rm -f $venv/.astrid-*
 touch "$venv/.astrid-$wanted-$hash"

@@ -201,7 +201,7 @@ def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd
     again = scored["candidate_id"].duplicated() & (scored["origin"] == "candidate")
     scored = scored[~again]
     silent = candidates[~candidates["candidate_id"].isin(scored["candidate_id"])]
-    silent = silent.assign(is_detection=False, origin="candidate")
+    silent = silent.assign(is_detection=False, origin="candidate").reindex(columns=scored.columns)
     table = pd.concat([part for part in (scored, silent) if len(part)] or [scored], ignore_index=True)
     # Class and id belong to what the model holds for real.
     for column in ("class", "detection_id"):
