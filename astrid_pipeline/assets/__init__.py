@@ -1,0 +1,32 @@
+"""What exists: one module a stage, in the order of the data; inputs → one call → metadata."""
+
+from __future__ import annotations
+
+from astrid_pipeline.assets.calibration import calibrated_frames
+from astrid_pipeline.assets.detections import alerts, detections
+from astrid_pipeline.assets.differences import candidates, difference_images
+from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
+from astrid_pipeline.assets.observations import master_calibrations, observations
+from astrid_pipeline.assets.references import reference_images
+from astrid_pipeline.assets.samples import injected_night, training_dataset
+from astrid_pipeline.assets.summary import night_summary
+
+#: In the order of the data.
+ALL = (
+    observations,
+    master_calibrations,
+    calibrated_frames,
+    reference_images,
+    difference_images,
+    candidates,
+    detections,
+    alerts,
+    injected_night,
+    night_summary,
+    training_dataset,
+    unet,
+    real_bogus,
+    classical,
+    ensemble,
+    evaluation,
+)

@@ -5,6 +5,7 @@ part of the work.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the resource fields' types at class creation.
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,7 @@ import pandas as pd
 from astrid_pipeline.imaging.calibrate import MasterCalibration
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.io_managers import from_parquet, list_partitions, partition_path
+from astrid_pipeline.resources.folders import get_folder
 from astrid_pipeline.resources.frames import StoredFrames
 from astrid_pipeline.resources.store import Store, StoreResource
 
@@ -44,7 +46,9 @@ class Products:
         MissingProductError
             If the partition was never made.
         """
-        return StoredFrames(self.store, partition_path(dg.AssetKey(asset), owner if night is None else f"{owner}|{night}"))
+        return StoredFrames(
+            self.store, partition_path(dg.AssetKey(asset), owner if night is None else f"{owner}|{night}")
+        )
 
     def frame(self, asset: str, owner: str, night: str, exposure_id: str) -> Frame:
         """Return one exposure."""
@@ -69,6 +73,10 @@ class Products:
         """
         key = f"{partition_path(dg.AssetKey(asset), partition)}.parquet"
         return from_parquet(self.store.get_bytes(key), self.store.location(key))
+
+    def folder(self, asset: str, partition: str | None = None) -> Path:
+        """Return a local folder with a folder product's files, to be read only."""
+        return get_folder(self.store, partition_path(dg.AssetKey(asset), partition))
 
     def partitions(self, asset: str) -> list[str]:
         """Return all partition keys of an asset that are whole in the store, sorted."""

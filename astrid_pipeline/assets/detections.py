@@ -1,0 +1,158 @@
+"""Detections by the champion model, and the alerts that follow from them."""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations at definition.
+
+import time
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from astrid_pipeline.assets.common import (
+    CPU_TAGS,
+    GPU_POOL,
+    GPU_TAGS,
+    OWNERS,
+    number,
+    outcome_metadata,
+    picture,
+    preview,
+    table_metadata,
+)
+from astrid_pipeline.learning.schema import DETECTIONS
+from astrid_pipeline.night.alerts import ALERTS, MIN_SCORE
+from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
+from astrid_pipeline.resources.catalogue import CatalogueResource
+from astrid_pipeline.resources.detector import DetectorResource
+from astrid_pipeline.resources.frames import Frames
+from astrid_pipeline.resources.store import StoreResource
+from astrid_pipeline.tables import concat
+from astrid_pipeline.versions import code_version
+
+
+class AlertConfig(dg.Config):
+    """Which detections are told to others."""
+
+    min_score: float = Field(
+        default=MIN_SCORE, description="probability of being real from which a detection is told"
+    )
+
+
+@dg.asset(
+    partitions_def=FIELD_NIGHTS,
+    group_name="finds",
+    owners=OWNERS,
+    kinds={"torch", "parquet"},
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    tags={"stage": "detect"},
+    metadata=table_metadata(DETECTIONS),
+    io_manager_key="tables",
+    code_version=code_version("learning", "night/differences.py"),
+)
+def detections(
+    context: dg.AssetExecutionContext,
+    detector: DetectorResource,
+    catalogue: CatalogueResource,
+    observations: pd.DataFrame,
+    difference_images: Frames,
+    candidates: pd.DataFrame,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """What the champion model takes for real: score, class, mask area, position, flux, S/N, model version.
+
+    The U-Net looks at whole difference images; its peaks are joined to the candidates, weighed by the
+    real/bogus classifier and the anomaly detectors, and written to the catalogue.
+    """
+    from astrid_pipeline.night.differences import detect_night
+
+    part = FieldNight.of(context)
+    started = time.perf_counter()
+    model = detector.champion()
+    outcome = detect_night(difference_images, candidates, model, detector.device, context.log.info)
+    table = concat(DETECTIONS, outcome.products.values())
+    catalogue.open().replace_partition(
+        part.field,
+        part.night,
+        observations=observations,
+        candidates=candidates,
+        detections=table,
+        run_id=context.run_id,
+    )
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            **outcome_metadata(outcome),
+            "detections": len(table),
+            "model": f"{model.name} {model.version}",
+            "device": str(detector.device or "auto"),
+            "seconds": number(time.perf_counter() - started, 2),
+            "table": preview(
+                table.sort_values("score", ascending=False),
+                ["detection_id", "ra", "dec", "snr", "score", "class", "flag_names"],
+            ),
+            **_picture(difference_images, table),
+        },
+    )
+
+
+@dg.asset(
+    partitions_def=FIELD_NIGHTS,
+    group_name="finds",
+    owners=OWNERS,
+    kinds={"avro", "parquet"},
+    op_tags=CPU_TAGS,
+    tags={"stage": "alert"},
+    metadata=table_metadata(ALERTS),
+    io_manager_key="tables",
+    code_version=code_version("night/alerts.py", "night/alert.avsc"),
+)
+def alerts(
+    context: dg.AssetExecutionContext,
+    config: AlertConfig,
+    store: StoreResource,
+    detections: pd.DataFrame,
+    difference_images: Frames,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Detections sure enough to be told: a table, and one Avro file a night with three cut-outs an alert."""
+    from astrid_pipeline.night.alerts import select_alerts, write_packets
+
+    part = FieldNight.of(context)
+    table = select_alerts(detections, config.min_score)
+    opened = store.open()
+    kept = opened.put_bytes(
+        f"alert-packets/{part.field}/{part.night}.avro",
+        write_packets(table, difference_images, part.field, part.night),
+    )
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "alerts": len(table),
+            "min_score": config.min_score,
+            "packets": dg.MetadataValue.path(opened.location(kept.key)),
+            "table": preview(table, ["alert_id", "ra", "dec", "mag", "snr", "score", "class"]),
+            **_stamps(difference_images, table),
+        },
+    )
+
+
+def _picture(differences: Frames, table: pd.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
+    from astrid_pipeline.report import thumb_png
+
+    if not len(differences):
+        return {}
+    name = (
+        str(table.exposure_id.value_counts().sort_index().idxmax()) if len(table) else sorted(differences)[0]
+    )
+    mine = table[table.exposure_id == name]
+    return {"picture": picture(thumb_png(differences[name], mine, title=name), name)}
+
+
+def _stamps(differences: Frames, table: pd.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
+    """Show the best alert's cut-outs."""
+    from astrid_pipeline.report import stamps_png
+
+    if not len(table):
+        return {}
+    best = table.loc[table.score.idxmax()]
+    png = stamps_png(differences[best.exposure_id], best.x, best.y)
+    return {"best_alert": picture(png, f"science, reference, difference, score of {best.alert_id}")}

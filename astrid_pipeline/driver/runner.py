@@ -1,0 +1,161 @@
+"""Worker processes that run jobs through Dagster, recorded in the instance that the page shows.
+
+A worker is a process of its own, so that two nights use two cores and a crash costs one run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from astrid_pipeline.errors import AstridError
+from astrid_pipeline.night.plan import Step
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of one run: `error` is None where it succeeded; `bad_checks` are asset checks that failed."""
+
+    step: Step
+    run_id: str
+    seconds: float
+    error: str | None = None
+    bad_checks: tuple[str, ...] = ()
+    peak_megabytes: float = 0.0
+
+
+def execute(step: Step, run_config: dict[str, Any] | None = None) -> RunResult:
+    """Run one step in this process, recorded in the Dagster instance of this home."""
+    import dagster as dg
+
+    from astrid_pipeline.definitions import defs
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    started = time.perf_counter()
+    field, _, night = step.partition.rpartition("|")
+    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, **(run_config or {})}
+    with dagster_instance() as instance:
+        result = defs.resolve_job_def(step.job).execute_in_process(
+            instance=instance,
+            partition_key=step.partition or None,
+            run_config=config,
+            tags={"astrid/field": field or step.partition or "-", "astrid/night": night or "-"},
+            raise_on_error=False,
+        )
+        failures = [
+            f"{event.step_key}: {_reason(event.step_failure_data)}"
+            for event in result.all_events
+            if event.event_type == dg.DagsterEventType.STEP_FAILURE
+        ]
+        bad = tuple(
+            f"{e.asset_key.to_user_string()}: {e.check_name}"
+            + (f" — {e.description}" if e.description else "")
+            for e in result.get_asset_check_evaluations()
+            if not e.passed
+        )
+    return RunResult(
+        step=step,
+        run_id=result.run_id,
+        seconds=time.perf_counter() - started,
+        error=None
+        if result.success
+        else "; ".join(failures) or "the run failed: see its log on the Dagster page",
+        bad_checks=bad,
+        peak_megabytes=_peak_megabytes(),
+    )
+
+
+def _reason(failure: Any) -> str:
+    """Return the most telling line of a step's failure: what the step said, else the innermost error."""
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return str(failure.user_failure_data.description)
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return "unknown" if error is None else " ".join(str(error.message).split())
+
+
+def _peak_megabytes() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole terminal group: the parent ends the workers, in order.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Runner:
+    """Worker processes that run steps through Dagster, side by side.
+
+    Parameters
+    ----------
+    workers:
+        How many at once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        # Each worker computes on one core; more threads than cores only get in each other's way.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // workers)))
+        self._workers = workers
+        self._pool = self._fresh_pool()
+
+    def _fresh_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self,
+        steps: Iterable[Step],
+        done: Callable[[RunResult], Any],
+        run_config: dict[str, Any] | None = None,
+    ) -> list[RunResult]:
+        """Run steps that do not rest on one another; `done` is called as each ends.
+
+        A worker that dies (killed, out of memory) costs the runs that were in it: they are told as failed, and
+        the others go on in new workers.
+        """
+        waiting = list(steps)
+        results: list[RunResult] = []
+        running: dict[Future[RunResult], tuple[Step, float]] = {}
+        while waiting or running:
+            while waiting and len(running) < self._workers:
+                step = waiting.pop(0)
+                running[self._pool.submit(execute, step, run_config)] = (step, time.perf_counter())
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                step, started = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    result = RunResult(
+                        step,
+                        "",
+                        time.perf_counter() - started,
+                        "the worker process died (killed, or out of memory)",
+                    )
+                except AstridError as error:
+                    result = RunResult(step, "", time.perf_counter() - started, str(error))
+                results.append(result)
+                done(result)
+            if any(r.error and "worker process died" in r.error for r in results[-len(finished) :]):
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = self._fresh_pool()
+        return results

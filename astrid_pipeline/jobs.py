@@ -1,0 +1,64 @@
+"""Jobs: the runs that people, sensors and schedules start. One run holds one kind of partition.
+
+The order is: `ingest` (observations) → `make_masters` → `calibrate` → `make_references` → `process_night` →
+`retrain`. A night's chain runs in one process: its frames pass through the store, and starting a process for
+each step would cost more than the steps.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from astrid_pipeline.partitions import FIELD_NIGHTS, FIELDS, INSTRUMENT_NIGHTS
+
+NIGHT_ASSETS = (
+    "difference_images",
+    "candidates",
+    "detections",
+    "alerts",
+    "injections",
+    "training_samples",
+    "night_summary",
+)
+MODEL_ASSETS = ("training_dataset", "unet", "real_bogus", "classical", "ensemble", "evaluation")
+
+ingest = dg.define_asset_job(
+    "ingest",
+    selection=dg.AssetSelection.assets("observations"),
+    partitions_def=FIELD_NIGHTS,
+    description="Fetch the exposures of a field and night from its archive.",
+    tags={"stage": "ingest"},
+)
+make_masters = dg.define_asset_job(
+    "make_masters",
+    selection=dg.AssetSelection.assets("master_calibrations"),
+    partitions_def=INSTRUMENT_NIGHTS,
+    description="Build master bias, dark and flats of an instrument and night.",
+)
+calibrate_night = dg.define_asset_job(
+    "calibrate_night",
+    selection=dg.AssetSelection.assets("observations", "calibrated_frames"),
+    partitions_def=FIELD_NIGHTS,
+    description="Fetch and calibrate a field's night, without differencing: what references are made of.",
+)
+make_references = dg.define_asset_job(
+    "make_references",
+    selection=dg.AssetSelection.assets("reference_images"),
+    partitions_def=FIELDS,
+    description="Coadd a field's good earlier frames into references, versioned by filter and first night.",
+)
+process_night = dg.define_asset_job(
+    "process_night",
+    selection=dg.AssetSelection.assets("observations", "calibrated_frames", *NIGHT_ASSETS),
+    partitions_def=FIELD_NIGHTS,
+    description="Take a field's night from raw exposures to detections, alerts, training samples and summary.",
+)
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(*MODEL_ASSETS),
+    description="Collect the training dataset, train the models, evaluate them on nights they have not seen.",
+)
+
+#: The jobs that `night.plan` asks for.
+STEP_JOBS = (make_masters, calibrate_night, make_references, process_night)
+ALL = (ingest, make_masters, calibrate_night, make_references, process_night, retrain)
