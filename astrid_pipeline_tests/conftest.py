@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from astrid_pipeline_tests.support import CHROMIUM_ARGS, NEEDED_IN_CI, find_chromium, in_ci, missing
 
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     _home = Path(tempfile.mkdtemp(prefix="astrid-"))
     os.environ["ASTRID_HOME"] = str(_home)
+    # No test is timed: another process on the machine must not fail it. In CI the examples are always the same.
+    settings.register_profile("astrid", deadline=None, derandomize=in_ci(), max_examples=50)
+    settings.load_profile("astrid")
     # Two cores: more threads than that only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
