@@ -262,15 +262,15 @@ def psf_flux(frame: Frame, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[np.ndarr
     Weighted by the empty sky's noise (so that bright stars' photons do not change the weights and bias the flux):
     f = sum(P d) / sum(P²), with the variance sum(P² V) / sum(P²)², over good pixels.
     """
-    from astrid_pipeline.imaging.psf_pixels import lanczos_matrix
+    from astrid_pipeline.imaging.psf_pixels import shift_matrix
 
     assert frame.psf is not None
     assert frame.variance is not None
     x, y = np.asarray(x, float), np.asarray(y, float)
     x0, y0 = np.rint(x).astype(int), np.rint(y).astype(int)
     size = frame.psf.size
-    stamps = np.stack([frame.psf.stamp(a, b) for a, b in zip(x, y, strict=True)])
-    model = lanczos_matrix(y - y0, size) @ stamps @ lanczos_matrix(x - x0, size).transpose(0, 2, 1)
+    stamps = frame.psf.stamps(x, y)
+    model = shift_matrix(y - y0, size) @ stamps @ shift_matrix(x - x0, size).transpose(0, 2, 1)
     good = ~cut_stamps(is_set(frame.mask), x0, y0, size, fill=True)
     data = cut_stamps(frame.data, x0, y0, size)
     variance = cut_stamps(frame.variance, x0, y0, size)
