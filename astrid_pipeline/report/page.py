@@ -73,7 +73,7 @@ def render(source: ReportInput) -> str:
         remarks=remarks(
             difference.meta, source.science, source.reference, has_wcs=difference.wcs is not None
         ),
-        quad=_uri(quad_png(difference, marks, " ", max_px=2400, numbered=_NUMBERED, levels=64)),
+        quad=_uri(quad_png(difference, marks, " ", max_px=2400, numbered=_NUMBERED, colours=64)),
         rows=[_row(k, row, difference) for k, row in enumerate(shown.to_dict("records"), 1)],
         noise=_noise_plot(difference),
         frames=_frames(source),

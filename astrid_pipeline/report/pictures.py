@@ -47,7 +47,7 @@ def quad_png(
     *,
     max_px: int = 1200,
     numbered: int = 0,
-    levels: int | None = None,
+    colours: int | None = None,
 ) -> bytes:
     """Return science | reference | difference | score side by side, candidates marked, as PNG.
 
@@ -62,10 +62,10 @@ def quad_png(
         Width of the whole picture.
     numbered:
         Number the first so many rows, as a table beside the picture does.
-    levels:
+    colours:
         Steps of each colour scale, for a smaller file; default: all colours.
     """
-    return _png(_quad(difference, candidates, title, max_px, numbered), levels)
+    return _png(_quad(difference, candidates, title, max_px, numbered), colours)
 
 
 def thumb_png(
@@ -94,7 +94,7 @@ def frame_png(
     title: str = "",
     *,
     max_px: int = 700,
-    levels: int | None = None,
+    colours: int | None = None,
 ) -> bytes:
     """Return one frame, robustly stretched, `sources` (x, y) marked; unusable pixels are violet."""
     zero, sigma = _sky(frame.data, frame.mask)
@@ -102,7 +102,7 @@ def frame_png(
     caption = _join(_conditions(frame.meta))
     panels: list[_Panel] = [(title or "frame", caption, panel, None)]
     picture = _compose(panels, "", sources, frame.shape, frame.wcs, 0)
-    return _png(picture, levels)
+    return _png(picture, colours)
 
 
 def stamps_png(difference: Difference, x: float, y: float, *, radius: int = 16, size: int = 96) -> bytes:
