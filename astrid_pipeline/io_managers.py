@@ -177,10 +177,6 @@ class FrameIOManager(_PartitionedIOManager):
         """Write new files, swap the index, remove the older files."""
         store = self.store.open()
         token = uuid.uuid4().hex[:12]
-        try:
-            before = read_index(store, path)
-        except MissingProductError:
-            before = None
         single = not isinstance(obj, Mapping)
         exposures: Mapping[str, Any] = {"product": obj} if single else obj
         entries: dict[str, IndexEntry] = {}
@@ -196,6 +192,11 @@ class FrameIOManager(_PartitionedIOManager):
             entries=entries,
             single=single,
         )
+        # Looked at as late as can be: what another run of this partition has finished meanwhile is older too.
+        try:
+            before = read_index(store, path)
+        except MissingProductError:
+            before = None
         store.put_bytes(f"{path}/{INDEX}", index.dump())
         if before is not None:
             store.delete(entry.key for entry in before.entries.values())
