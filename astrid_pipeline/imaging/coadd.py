@@ -24,6 +24,9 @@ from astrid_pipeline.imaging.registration import BRIGHT_SNR, register, registrat
 SCALE_STARS = 300
 #: Stars needed to believe a flux ratio; with fewer the zero points decide.
 MIN_SCALE_STARS = 3
+#: Radius, in FWHM, of the circles in which fluxes are compared: seeing that differs by a fifth then changes what is in
+#: them by a percent at most, and no PSF model has to be right.
+APERTURE = 2.5
 #: Side, in pixels, of the cells in which the empty sky's variance is followed over the frame.
 CELL = 64
 
@@ -145,15 +148,12 @@ def _scale_stars(base: Frame) -> pd.DataFrame:
 
 def _scale(moved: Frame, base: Frame, stars: pd.DataFrame) -> tuple[float, str]:
     """Return the factor that brings a frame on the grid to the anchor's flux, and where it comes from."""
-    from astrid_pipeline.imaging.quality import psf_flux
-
     if len(stars):
         x, y = stars["x"].to_numpy(float), stars["y"].to_numpy(float)
-        here, here_err = psf_flux(moved, x, y)
-        there, there_err = psf_flux(base, x, y)
-        column, row = np.rint(x).astype(int), np.rint(y).astype(int)
-        good = ~(is_set(moved.mask)[row, column] | is_set(base.mask)[row, column])
-        good &= (here > 5 * here_err) & (there > 5 * there_err)
+        radius = APERTURE * max(float(moved.meta["seeing"]), float(base.meta["seeing"]))
+        here, here_err, good = _aperture_flux(moved, x, y, radius)
+        there, there_err, also = _aperture_flux(base, x, y, radius)
+        good &= also & (here > 5 * here_err) & (there > 5 * there_err)
         if good.sum() >= MIN_SCALE_STARS:
             ratio = np.log(there[good] / here[good])
             error = np.hypot(here_err[good] / here[good], there_err[good] / there[good])
@@ -166,6 +166,16 @@ def _scale(moved: Frame, base: Frame, stars: pd.DataFrame) -> tuple[float, str]:
         where=moved.name,
         remedy="give both frames a zero point (assess with a catalogue)",
     )
+
+
+def _aperture_flux(
+    frame: Frame, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating], radius: float
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], npt.NDArray[np.bool_]]:
+    """Return fluxes in circles, their errors, and where no masked pixel is in the circle."""
+    import sep
+
+    flux, error, flag = sep.sum_circle(frame.data, x, y, radius, var=frame.variance, mask=is_set(frame.mask))
+    return flux, error, (flag & (sep.APER_HASMASKED | sep.APER_TRUNC)) == 0
 
 
 def _robust_mean(values: npt.NDArray[np.floating], error: npt.NDArray[np.floating]) -> float:

@@ -91,7 +91,8 @@ def combine(
     if blank.any():
         out_variance[blank] = np.median(out_variance[~blank]) if (~blank).any() else 1
     clipped = tuple(
-        float(np.count_nonzero(g & ~k) / max(np.count_nonzero(g), 1)) for g, k in zip(good, kept, strict=True)
+        int(np.count_nonzero(g & ~k)) / max(int(np.count_nonzero(g)), 1)
+        for g, k in zip(good, kept, strict=True)
     )
     return Combined(out_data, out_variance, mask, float(1 - blank.mean()), clipped)
 
@@ -127,7 +128,7 @@ def _clip(
         high = np.take_along_axis(
             stack, np.where(n == 2, 0, np.minimum(n // 2, len(data) - 1))[None], axis=0
         )[0]
-        centre[rows] = np.where(n > 0, (low + high) / 2, 0)
+        centre[rows] = np.where(n > 0, 0.5 * (low + high), 0)
         count[rows] = n
     bright = maximum_filter(np.abs(centre), 3)
     # The centre of two is the lower one; its error counts in full.

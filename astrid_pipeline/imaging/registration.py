@@ -59,7 +59,7 @@ class Registration:
         Stars found in either frame.
     dx_rms, dy_rms:
         Residuals in pixels per axis, of stars left out of the fit in turn; of those over `BRIGHT_SNR` where there are
-        ten of them. NaN with fewer than three stars.
+        five of them, else of all, weighted. NaN with fewer than three stars.
     source:
         "wcs", "shift", "pattern" or "identity": where the first map came from; with "+stars" when it was corrected.
     is_identity:
@@ -206,9 +206,11 @@ def _first_guess(
     seen = np.column_stack(function(here["x"], here["y"]))
     shift = _vote(seen, _points(there), reference_shape)
     if shift is not None:
+        if np.hypot(*shift) < 3.0:
+            # So little is left to the fit, which may find that it is nothing.
+            return function, source
         moved = Polynomial(0, np.array([shift]), (0.0, 0.0), 1.0)
-        near = np.hypot(*shift) < 3.0
-        return moved.after(function), source if near else f"{source} shifted" if source == "wcs" else "shift"
+        return moved.after(function), f"{source} shifted" if source == "wcs" else "shift"
     pattern = _pattern(here, there)
     return None if pattern is None else (pattern, "pattern")
 
@@ -355,8 +357,9 @@ def _refine(
     fit = _solve(degree, x[i], y[i], offset, error, centre, scale)
     snr = np.minimum(here["snr"].to_numpy()[i], there["snr"].to_numpy()[j])
     bright = (snr >= BRIGHT_SNR) & here["star"].to_numpy(bool)[i] & there["star"].to_numpy(bool)[j]
-    quoted = residual[bright] if bright.sum() >= 10 else residual
-    dx, dy = np.sqrt(np.mean(quoted**2, axis=0))
+    # With few bright stars all count, by what they can tell.
+    weight = bright.astype(float) if bright.sum() >= 5 else error**-2
+    dx, dy = np.sqrt(np.average(residual**2, axis=0, weights=weight))
     return fit, len(i), (float(dx), float(dy)), degree
 
 
