@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Difference, Image
-from astrid_pipeline.imaging.subtract.fill import smooth_fill
+from astrid_pipeline.imaging.subtract.fill import fill_pair
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.match import Match, solve_match
 from astrid_pipeline.imaging.subtract.score import (
@@ -104,8 +104,17 @@ def build_scene(pair: Pair, match: Match, device: torch.device) -> Scene:
     beta = float(np.mean(match.ratio.at((width - 1) / 2, (height - 1) / 2)))
     variance_n, psf_n = parts(pair.science)
     variance_r, psf_r = parts(pair.reference)
-    science = smooth_fill(pair.science.data - match.sky.image(), pair.bad_science)
-    reference = smooth_fill(pair.reference.data * ratio, pair.bad_reference)
+    science, reference = fill_pair(
+        pair.science.data - match.sky.image(),
+        pair.reference.data * ratio,
+        pair.bad_science,
+        pair.bad_reference,
+        match.psf,
+        psf_r,
+        match.shift,
+        (pair.science_sigma, pair.reference_sigma * beta),
+        device,
+    )
     slopes = [
         count_slope(frame.data, parts(frame)[0], bad, sigma)
         for frame, bad, sigma in (

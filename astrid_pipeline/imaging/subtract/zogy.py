@@ -242,7 +242,7 @@ class _Worker:
         """Return difference, flux, variance and static flux of the tiles, (4, n, size, size)."""
         import torch
 
-        s, size = self.scene, self.grid.size
+        size = self.grid.size
         part = (row, slice(first, last))
         v_n, v_r = self._sigmas(row, first, last)
         n, r, u_n, u_r = (
