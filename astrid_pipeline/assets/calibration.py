@@ -96,4 +96,4 @@ def _picture(frames: Frames) -> dict[str, dg.MarkdownMetadataValue]:
     if not frames:
         return {}
     name = sorted(frames)[0]
-    return {"picture": picture(frame_png(frames[name], title=name, max_px=560, colours=48), name)}
+    return {"picture": picture(frame_png(frames[name], title=name, max_px=560, max_bytes=74_000), name)}

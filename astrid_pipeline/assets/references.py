@@ -101,6 +101,6 @@ def _pictures(outcome: Outcome[Frame]) -> dict[str, dg.MarkdownMetadataValue]:
 
     latest = {str(outcome.metas[key]["filter"]): key for key in sorted(outcome.metas)}
     return {
-        f"picture_{name}": picture(frame_png(outcome.products[key], title=key, max_px=560, colours=48), key)
+        f"picture_{name}": picture(frame_png(outcome.products[key], title=key, max_px=560, max_bytes=74_000), key)
         for name, key in latest.items()
     }

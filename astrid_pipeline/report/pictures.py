@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,7 @@ def thumb_png(
     max_bytes: int = _THUMB_BYTES,
 ) -> bytes:
     """Return `quad_png` in at most `max_bytes`: fewer colours first, then fewer pixels."""
-    width = max_px
-    while True:
-        picture = _quad(difference, candidates, title, width, 0)
-        for levels in (40, 24, 14):
-            data = _png(picture, levels)
-            if len(data) <= max_bytes or (width <= 200 and levels == 14):
-                return data
-        # Bytes grow with the area; the little more that is taken off makes one more round enough.
-        width = max(200, int(width * min(0.92, 0.97 * (max_bytes / len(data)) ** 0.5)))
+    return _small(lambda width: _quad(difference, candidates, title, width, 0), max_px, max_bytes)
 
 
 def frame_png(
@@ -94,15 +87,21 @@ def frame_png(
     title: str = "",
     *,
     max_px: int = 700,
-    colours: int | None = None,
+    max_bytes: int | None = None,
 ) -> bytes:
-    """Return one frame, robustly stretched, `sources` (x, y) marked; unusable pixels are violet."""
+    """Return one frame, robustly stretched, `sources` (x, y) marked; unusable pixels are violet.
+
+    With `max_bytes`, colours and then pixels are given up until the PNG fits, as in `thumb_png`.
+    """
     zero, sigma = _sky(frame.data, frame.mask)
-    panel = pool_grey(frame.data, frame.mask, max_px, zero, sigma, _top(frame.data, frame.mask))
+    top = _top(frame.data, frame.mask)
     caption = _join(_conditions(frame.meta))
-    panels: list[_Panel] = [(title or "frame", caption, panel, None)]
-    picture = _compose(panels, "", sources, frame.shape, frame.wcs, 0)
-    return _png(picture, colours)
+
+    def draw(width: int) -> Pillow.Image:
+        panel = pool_grey(frame.data, frame.mask, width, zero, sigma, top)
+        return _compose([(title or "frame", caption, panel, None)], "", sources, frame.shape, frame.wcs, 0)
+
+    return _png(draw(max_px)) if max_bytes is None else _small(draw, max_px, max_bytes)
 
 
 def stamps_png(difference: Difference, x: float, y: float, *, radius: int = 16, size: int = 96) -> bytes:
@@ -348,6 +347,18 @@ def _png(picture: Pillow.Image, levels: int | None = None) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=levels is not None)
     return out.getvalue()
+
+
+def _small(draw: Callable[[int], Pillow.Image], width: int, max_bytes: int) -> bytes:
+    """Return what `draw(width)` gives as a PNG of at most `max_bytes`: fewer colours first, then fewer pixels."""
+    while True:
+        picture = draw(width)
+        for levels in (40, 24, 14):
+            data = _png(picture, levels)
+            if len(data) <= max_bytes or (width <= 200 and levels == 14):
+                return data
+        # Bytes grow with the area; the little more that is taken off makes one more round enough.
+        width = max(200, int(width * min(0.92, 0.97 * (max_bytes / len(data)) ** 0.5)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -129,3 +129,10 @@ def test_frame_picture_marks_sources() -> None:
     rows = make_rows(difference, [(60, 40)])
     image = pixels(frame_png(frame, rows, max_px=600))
     assert greenish(image).sum() > 20
+
+
+def test_frame_picture_fits_the_bytes_it_is_given() -> None:
+    difference = make_difference((800, 800))
+    frame = Frame(difference.science, wcs=difference.wcs)
+    assert len(frame_png(frame, max_px=600)) > 74_000
+    assert len(frame_png(frame, max_px=600, max_bytes=74_000)) <= 74_000
