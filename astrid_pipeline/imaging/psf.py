@@ -18,15 +18,15 @@ import pandas as pd
 from astrid_pipeline.errors import PSFError
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import MaskArray, is_set
-from astrid_pipeline.imaging.moffat import Moffats, Stack, fit_moffats
+from astrid_pipeline.imaging.moffat import MoffatFit, Moffats, Stack, fit_moffats
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.psf_pixels import PixelMap, monomials, solve_pixels
 from astrid_pipeline.imaging.stars import cut_stamps, measure_sources, saturation_above_sky, sky_subtracted
 
 _Float = npt.NDArray[np.float64]
 
-#: More stars than this do not make the PSF better, only later: 300 of S/N 100 give its core to 0.1 %.
-MAX_STARS = 300
+#: More stars than this do not make the PSF better, only later: 250 of S/N 100 give its core to 0.1 %.
+MAX_STARS = 250
 #: Stars wanted for each coefficient of the position-dependent width and shape, so that one bad star does not bend it.
 STARS_PER_TERM = 4
 #: Half the side of the PSF's stamp in FWHM, and its limits in px. Beyond 4.5 FWHM a Moffat of beta 3 has 0.2 % of its
@@ -106,21 +106,23 @@ def fit_psf(
 
     core = _core_size(fwhm, half)
     inner = slice(half - core // 2, half + core // 2 + 1)
-    light = None
-    for last in (False, True):
-        # Neighbours are taken away with the profile found the first time, so that it is found better the second.
-        rest = stamps if light is None else stamps - light
-        fit = fit_moffats(
-            *(np.ascontiguousarray(a[:, inner, inner]) for a in (rest, noise, weight)), fwhm, x - x0, y - y0
-        )
-        light_of = _neighbours(sources, chosen, x0, y0, half, fit.profiles, fit.flux)
-        light = light_of
-        if last or light is None:
-            break
+    zeros = np.zeros(len(x))
+    start = Moffats(x - x0, y - y0, zeros + np.log(fwhm), zeros, zeros, 3.0)
+    some = slice(0, 100)
+    first = fit_moffats(
+        stamps[some, inner, inner], noise[some, inner, inner], weight[some, inner, inner], start.take(some)
+    )
+    mean = [float(np.median(v)) for v in (first.profiles.width, first.profiles.e1, first.profiles.e2)]
+    # Neighbours are taken away with the profile found with them, so that it is found better without.
+    light = _neighbours(sources, chosen, x0, y0, half, first)
     if light is not None:
         stamps = stamps - light
         # What a neighbour's model leaves is not noise: a tenth of its light counts as such.
-        noise = noise + np.square(0.1 * light)
+        noise = noise + np.square(np.float32(0.1) * light)
+    start = Moffats(x - x0, y - y0, zeros + mean[0], zeros + mean[1], zeros + mean[2], first.profiles.beta)
+    fit = fit_moffats(
+        stamps[:, inner, inner], noise[:, inner, inner], weight[:, inner, inner], start, rounds=5
+    )
     shape = _smooth_shape(x, y, fit.profiles, fit.errors, data.shape, max_degree)
     kept = shape.kept
     if not kept.any():
@@ -179,8 +181,7 @@ def _neighbours(
     x0: npt.NDArray[np.int_],
     y0: npt.NDArray[np.int_],
     half: int,
-    profiles: Moffats,
-    flux: _Float,
+    fit: MoffatFit,
 ) -> Stack | None:
     """Return the light of other sources in the stars' stamps, taken as point sources; None if there are none."""
     from scipy.spatial import cKDTree
@@ -188,7 +189,8 @@ def _neighbours(
     x, y = sources["x"].to_numpy(), sources["y"].to_numpy()
     measured = sources["flux"].to_numpy()
     # The sources' fluxes are a Gaussian's; the stars among them tell what a Moffat makes of it.
-    ratio = float(np.median(flux / measured[chosen]))
+    profiles = fit.profiles
+    ratio = float(np.median(fit.flux / measured[chosen[: len(fit.flux)]]))
     tree = cKDTree(np.column_stack([x, y]))
     reach = half + 1.5 * float(np.exp(np.median(profiles.width)))
     near = tree.query_ball_point(np.column_stack([x0, y0]), reach * np.sqrt(2))

@@ -13,7 +13,7 @@ from astrid_pipeline.imaging.moffat import Moffats, Stack
 _Float = npt.NDArray[np.float64]
 
 #: Rounds of fitting fluxes and positions, then the map. The map's change shrinks about tenfold a round.
-ROUNDS = 4
+ROUNDS = 3
 #: Half width of the interpolation kernel and the width of its Gaussian window, px: of the short kernels this one
 #: errs least, 2e-3 of the peak at FWHM 2.5 px where a Lanczos kernel of the same size errs by 7e-3.
 REACH, WINDOW = 6, 2.6
@@ -104,8 +104,7 @@ def solve_pixels(
     flux = np.ones(number)
     for step in range(ROUNDS + 1):
         model = _model(profiles, maps, terms, size)
-        profiles, flux = _refit(stamps, variance, trust * core, model, profiles, first=step == 0)
-        model = _model(profiles, maps, terms, size)
+        profiles, flux, model = _refit(stamps, variance, trust * core, model, profiles, first=step == 0)
         bright = flux.astype(np.float32)[:, None, None]
         residual = stamps - bright * model
         noise = variance + np.square(SHARE * bright * model)
@@ -147,8 +146,11 @@ def _model(profiles: Moffats, maps: _Float, terms: _Float, size: int) -> Stack:
 
 def _refit(
     stamps: Stack, variance: Stack, weight: Stack, model: Stack, profiles: Moffats, *, first: bool
-) -> tuple[Moffats, _Float]:
-    """Fit flux and a small shift of every star by linear least squares; the first time, flux alone."""
+) -> tuple[Moffats, _Float, Stack]:
+    """Fit flux and a small shift of every star by linear least squares; the first time, flux alone.
+
+    Returns the shifted profiles, the fluxes, and the model shifted as well, to first order.
+    """
     inverse = weight / (variance + np.square(SHARE * np.maximum(stamps, 0)))
     slope_y, slope_x = np.gradient(model, axis=(1, 2))
     design = np.stack([model, -slope_x, -slope_y], axis=1).reshape(len(model), 3, -1)
@@ -161,9 +163,11 @@ def _refit(
     solution = np.linalg.solve(normal + floor[:, None, None] * np.eye(normal.shape[1]), right)[:, :, 0]
     flux = np.where(solution[:, 0] > 0, solution[:, 0], np.abs(solution[:, 0]) + 1e-30)
     if first:
-        return profiles, flux
+        return profiles, flux, model
     shift = np.clip(solution[:, 1:] / flux[:, None], -0.2, 0.2)
-    return replace(profiles, dx=profiles.dx + shift[:, 0], dy=profiles.dy + shift[:, 1]), flux
+    dx, dy = shift.T.astype(np.float32)[:, :, None, None]
+    moved = replace(profiles, dx=profiles.dx + shift[:, 0], dy=profiles.dy + shift[:, 1])
+    return moved, flux, model - dx * slope_x - dy * slope_y
 
 
 def _agreeing(residual: Stack, variance: Stack, weight: Stack, flux: _Float) -> npt.NDArray[np.bool_]:
