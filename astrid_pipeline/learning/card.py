@@ -41,7 +41,9 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _frame(table: pd.DataFrame) -> str:
     def text(value: Any) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:.3f}" if value == value else "–"
+        return str(value)
 
     return _rows(
         [str(c) for c in table.columns], [[text(v) for v in row] for row in table.itertuples(index=False)]

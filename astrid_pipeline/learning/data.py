@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -216,7 +218,9 @@ def build_shards(
                 progress(done, n_images)
     else:
         # spawn: the parent may have threads (torch, Dagster), which a fork would copy half way.
-        with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _one_thread) as pool:
+        with ProcessPoolExecutor(
+            min(workers, len(missing)), get_context("spawn"), _begin_worker, (os.getpid(),)
+        ) as pool:
             futures = [pool.submit(_build_shard, folder, s, part, shape) for s, part in missing.items()]
             for future in as_completed(futures):
                 done += future.result()
@@ -225,12 +229,22 @@ def build_shards(
     return write_manifest(folder, jobs, recipe)
 
 
-def _one_thread() -> None:
-    """Keep the workers' libraries to one thread each; the processes are the parallelism."""
+def _begin_worker(parent: int) -> None:
+    """Keep a worker's libraries to one thread, the processes are the parallelism; and end it with its parent.
+
+    A parent that is killed cannot tell its workers, which would wait for work forever.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:

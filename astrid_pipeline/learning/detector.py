@@ -82,7 +82,7 @@ class Detector:
                 nothing if self.classical is None else self.classical.isolation(table),
                 nothing if self.classical is None else self.classical.one_class(table),
             ]
-        ).reshape(len(table), -1)
+        )
 
     def score(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return score, unet_score, real_bogus, isolation and one_class of peaks with features.

@@ -34,7 +34,10 @@ class Value:
     high: float = float("nan")
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if not np.isfinite(self.value):
+            return "–"
+        known = np.isfinite(self.low) and np.isfinite(self.high)
+        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if known else "")
 
 
 @dataclass(frozen=True)
