@@ -24,23 +24,16 @@ from astrid_pipeline.imaging.pixel_map import (
     monomials,
     wcs_map,
 )
+from astrid_pipeline.imaging.star_match import match, pattern, vote
 
 #: Stars used at most, spread over the frame: 2000 give a mean to 0.002 px, more only cost time.
 MAX_STARS = 2000
-#: Brightest stars whose pairs vote for a common shift.
-MAX_VOTERS = 250
 #: Centroid errors below this share of a pixel are never believed: pixels and PSF models are not that perfect.
 CENTROID_FLOOR = 0.02
 #: Matched stars needed for a polynomial of degree 0, 1, 2, …: three for each coefficient that an axis has.
 MIN_STARS = (3, 9, 18, 30, 45)
 #: Stars on which residuals are quoted: their own centroid error is 0.03 px or less in usual seeing.
 BRIGHT_SNR = 50.0
-#: A chance of one in a thousand that unrelated stars agree as well as the accepted shift.
-CHANCE = 1e-3
-#: Largest shift, in pixels, at which two or three stars alone are believed, when the WCS says the grids are the same.
-SMALL_SHIFT = 1.5
-
-_Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +183,8 @@ def _require_overlap(function: PixelFunction, science: Frame, reference: Frame, 
         )
 
 
-def _points(table: pd.DataFrame) -> Floats:
+def positions(table: pd.DataFrame) -> Floats:
+    """Return a table's x, y as (N, 2)."""
     return table[["x", "y"]].to_numpy(float)
 
 
@@ -204,114 +198,15 @@ def _first_guess(
 ) -> tuple[PixelFunction, str] | None:
     """Return a map that brings stars to within some pixels, and where it came from; None if there is none."""
     seen = np.column_stack(function(here["x"], here["y"]))
-    shift = _vote(seen, _points(there), reference_shape)
+    shift = vote(seen, positions(there), reference_shape)
     if shift is not None:
         if np.hypot(*shift) < 3.0:
             # So little is left to the fit, which may find that it is nothing.
             return function, source
         moved = Polynomial(0, np.array([shift]), (0.0, 0.0), 1.0)
         return moved.after(function), f"{source} shifted" if source == "wcs" else "shift"
-    pattern = _pattern(here, there)
-    return None if pattern is None else (pattern, "pattern")
-
-
-def _vote(seen: Floats, there: Floats, shape: tuple[int, int]) -> tuple[float, float] | None:
-    """Return the shift that more pairs of stars share than chance explains, or None.
-
-    Boxes of 3 px (good maps) and 12 px (maps that are turned a little) are tried; in each the number of pairs by
-    chance is Poisson, and all boxes had the chance to be the fullest.
-    """
-    from scipy.ndimage import uniform_filter
-    from scipy.stats import poisson
-
-    inside = np.isfinite(seen).all(axis=1)
-    a, b = seen[inside][:MAX_VOTERS], there[:MAX_VOTERS]
-    if not len(a) or not len(b):
-        return None
-    shifts = (b[None, :, :] - a[:, None, :]).reshape(-1, 2)
-    # Pairs within two pixels of the expected place need no search: one box, so that few stars suffice.
-    close = shifts[np.hypot(*shifts.T) < SMALL_SHIFT]
-    expected = len(shifts) * np.pi * SMALL_SHIFT**2 / (shape[0] * shape[1])
-    if len(close) >= MIN_STARS[0] and poisson.sf(len(close) - 1, expected) < CHANCE:
-        return _centre(shifts, np.median(close, axis=0), SMALL_SHIFT)
-    reach = 0.5 * max(shape)
-    shifts = shifts[(np.abs(shifts) < reach).all(axis=1)]
-    for box in (3.0, 12.0):
-        bins = int(np.ceil(2 * reach / box))
-        counts, edges, _ = np.histogram2d(
-            shifts[:, 0], shifts[:, 1], bins=bins, range=[[-bins * box / 2, bins * box / 2]] * 2
-        )
-        # 2 × 2 boxes together, so that a shift on a boundary is not split.
-        joined = 4 * uniform_filter(counts, 2, mode="constant")
-        wide = uniform_filter(counts, 25, mode="constant")
-        chance = poisson.sf(np.rint(joined) - 1, np.maximum(4 * wide, 4 * len(shifts) / counts.size / 4))
-        best = np.unravel_index(np.argmin(np.where(joined >= 4, chance, 1.0)), joined.shape)
-        if joined[best] >= 4 and chance[best] * counts.size < CHANCE:
-            middle = np.array([edges[best[0]], edges[best[1]]])
-            return _centre(shifts, middle, box)
-    return None
-
-
-def _centre(shifts: Floats, start: Floats, radius: float) -> tuple[float, float]:
-    """Return the mean of the densest part of the shifts around `start`."""
-    centre = np.asarray(start, float)
-    for shrink in (1.5, 1.0, 0.7, 0.5):
-        near = shifts[np.hypot(*(shifts - centre).T) < shrink * radius]
-        if not len(near):
-            break
-        centre = np.median(near, axis=0)
-    return float(centre[0]), float(centre[1])
-
-
-def _pattern(here: pd.DataFrame, there: pd.DataFrame) -> PixelFunction | None:
-    """Match the stars by the triangles they form: any shift, turn and scale, mirrored too; None if nothing fits.
-
-    astroalign (Beroiz, Cabral & Sanchez 2020) finds the similarity; it knows no mirroring, so that both are tried.
-    """
-    import astroalign
-
-    if len(here) < 3 or len(there) < 3:
-        return None
-    seen, wanted = _points(here)[:MAX_VOTERS], _points(there)[:MAX_VOTERS]
-    for mirror in (1.0, -1.0):
-        flipped = seen * (mirror, 1.0)
-        try:
-            transform, (matched, _) = astroalign.find_transform(flipped, wanted, max_control_points=50)
-        except (astroalign.MaxIterError, TypeError, ValueError):
-            # astroalign's ways to say that no triangle fits, or that there are too few stars.
-            continue
-        if len(matched) < MIN_STARS[0] + 2:
-            continue
-        matrix = np.asarray(transform.params, float)
-
-        def function(
-            x: npt.ArrayLike, y: npt.ArrayLike, matrix: Floats = matrix, mirror: float = mirror
-        ) -> tuple[Floats, Floats]:
-            x, y = np.asarray(x, float) * mirror, np.asarray(y, float)
-            return (
-                matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
-                matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
-            )
-
-        return function
-    return None
-
-
-def match(seen: Floats, there: Floats, radius: float) -> tuple[_Index, _Index]:
-    """Return the pairs (index into seen, index into there) that are each other's nearest, within `radius` pixels."""
-    from scipy.spatial import cKDTree
-
-    usable = np.flatnonzero(np.isfinite(seen).all(axis=1))
-    if not len(usable) or not len(there):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    distance, nearest = cKDTree(there).query(seen[usable], distance_upper_bound=radius)
-    ok = np.isfinite(distance)
-    usable, nearest = usable[ok], nearest[ok]
-    if not len(usable):
-        return usable, nearest
-    _, back = cKDTree(seen[usable]).query(there[nearest])
-    mutual = back == np.arange(len(usable))
-    return usable[mutual], nearest[mutual]
+    similarity = pattern(positions(here), positions(there))
+    return None if similarity is None else (similarity, "pattern")
 
 
 def _refine(
@@ -319,7 +214,7 @@ def _refine(
 ) -> tuple[Polynomial, int, tuple[float, float], int] | None:
     """Correct `first` by a polynomial on the stars matched, ever closer; None if fewer than three match."""
     x, y = here["x"].to_numpy(float), here["y"].to_numpy(float)
-    wanted = _points(there)
+    wanted = positions(there)
     base = np.column_stack(first(x, y))
     centre = (float(np.mean(x)), float(np.mean(y)))
     scale = float(max(np.ptp(x), np.ptp(y), 1.0)) / 2
@@ -364,14 +259,26 @@ def _refine(
 
 
 def _consistent(left: Floats, error: Floats) -> tuple[npt.NDArray[np.bool_], Floats]:
-    """Return which residuals lie within 4 σ of the crowd, and each star's σ, scaled to the scatter there is.
+    """Return which residuals lie within 4 σ of the crowd, and each star's σ as the crowd's scatter tells it.
 
-    Correlated noise and galaxies make centroids worse than their photons say, by a factor that the crowd tells.
+    Correlated noise and galaxies make faint centroids worse than their photons say, by a factor; proper motions and
+    PSF asymmetries move bright stars, by an amount. Faint half and bright half tell one each.
     """
     if not len(left):
         return np.zeros(0, bool), error
     away = np.abs(left - np.median(left, axis=0))
-    scaled = error * max(0.5, float(1.4826 * np.median(away / error[:, None])))
+    faint = error >= np.median(error) if len(left) >= 12 else np.zeros(len(left), bool)
+    factor = max(1.0, float(1.4826 * np.median(away[faint] / error[faint, None]))) if faint.any() else 1.0
+    scaled = error * factor
+    bright = ~faint
+    # The amount that brings the median of |residual| / σ to a Gaussian's 0.6745, by bisection.
+    low, high = 0.0, float(1.4826 * np.median(away[bright])) + 1e-6
+    if np.median(away[bright] / scaled[bright, None]) > 0.6745:
+        for _ in range(20):
+            amount = (low + high) / 2
+            ratio = np.median(away[bright] / np.hypot(scaled[bright], amount)[:, None])
+            low, high = (amount, high) if ratio > 0.6745 else (low, amount)
+        scaled = np.hypot(scaled, high)
     return np.asarray((away < 4 * scaled[:, None]).all(axis=1)), scaled
 
 
@@ -384,12 +291,16 @@ def _solve(
     centre: tuple[float, float],
     scale: float,
 ) -> Polynomial:
-    """Fit a displacement polynomial by weighted least squares."""
+    """Fit a displacement polynomial by weighted least squares, with less weight for what lies over 2 σ off (Huber)."""
     terms = monomials(degree, x, y, centre, scale)
     if not terms.shape[1]:
         return Polynomial(degree, np.zeros((0, 2)), centre, scale)
     weight = 1 / error[:, None]
     solution = np.linalg.lstsq(terms * weight, offset * weight, rcond=None)[0]
+    for _ in range(3):
+        away = np.hypot(*(offset - terms @ solution).T) / error
+        weight = (np.minimum(1.0, np.sqrt(2.0 / np.maximum(away, 1e-9))) / error)[:, None]
+        solution = np.linalg.lstsq(terms * weight, offset * weight, rcond=None)[0]
     return Polynomial(degree, np.asarray(solution, float), centre, scale)
 
 
