@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.stats import norm
 
 from astrid_pipeline.imaging.frame import Image
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, UNUSABLE, Mask, MaskArray
@@ -21,7 +23,10 @@ CHANGE = 5.0
 TOUCHED = 0.10
 #: The score is rescaled when its width on empty sky differs from 1 by more than this; below, the width of a megapixel's
 #: score is not known better.
-TOLERANCE = 0.01
+TOLERANCE = 0.015
+
+#: Beyond the frame nothing is known of either image, so that even a small share of a star there shows.
+TOUCHED_EDGE = 0.005
 
 _Bool = npt.NDArray[np.bool_]
 
@@ -83,21 +88,24 @@ def score_width(score: Image, empty: _Bool) -> float:
 def difference_mask(science: MaskArray, reference: MaskArray, fwhm: float) -> MaskArray:
     """Return the mask of the difference: both frames' bits, spread to the pixels that unusable ones touch.
 
-    A position is touched where more than `TOUCHED` of a point source's weight lies on unusable pixels; beyond the
-    frame counts as unusable, and is called `Mask.EDGE`.
+    A position is touched where more than `TOUCHED` of a point source's weight lies on unusable pixels. Where more than
+    `TOUCHED_EDGE` lies beyond the frame, it is `Mask.EDGE`.
     """
     out = science | (reference << np.int32(REFERENCE_SHIFT))
-    both = int(UNUSABLE) | (int(UNUSABLE) << REFERENCE_SHIFT)
-    bad = ((out & np.int32(both)) != 0).astype(np.float32)
+    both = np.int32(int(UNUSABLE) | (int(UNUSABLE) << REFERENCE_SHIFT))
     # The weight P² of a Gaussian PSF is a Gaussian narrower by √2.
-    width = fwhm / 2.355 / np.sqrt(2)
-    touched = ndimage.gaussian_filter(bad, width, mode="constant", cval=1.0, truncate=4.0) > TOUCHED
-    reach = int(np.ceil(2 * width)) + 1
-    spread = _spread(out & np.int32(both), reach)
-    out = out | np.where(touched, spread, np.int32(0))
-    edge = np.zeros(out.shape, bool)
-    edge[:reach], edge[-reach:], edge[:, :reach], edge[:, -reach:] = True, True, True, True
-    return np.where(edge & touched, out | np.int32(Mask.EDGE), out)
+    width = fwhm / 2.355 / math.sqrt(2)
+    bad = (out & both) != 0
+    if bad.any():
+        touched = ndimage.gaussian_filter(bad.astype(np.float32), width, truncate=3.0) > TOUCHED
+        out = out | np.where(touched, _spread(out & both, math.ceil(2 * width) + 1), np.int32(0))
+    band = 0
+    while norm.cdf(-(band + 0.5) / width) > TOUCHED_EDGE:
+        band += 1
+    edge = np.ones(out.shape, bool)
+    edge[band : out.shape[0] - band, band : out.shape[1] - band] = False
+    out[edge] |= np.int32(Mask.EDGE)
+    return out
 
 
 def _spread(bits: MaskArray, reach: int) -> MaskArray:
