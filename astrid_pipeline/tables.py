@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -25,9 +26,9 @@ class Column:
     @property
     def arrow_type(self) -> pa.DataType:
         """The column's Arrow type."""
-        return {"bool": pa.bool_(), "string": pa.string(), "binary": pa.binary()}.get(self.kind) or pa.type_for_alias(
+        return {"bool": pa.bool_(), "string": pa.string(), "binary": pa.binary()}.get(
             self.kind
-        )
+        ) or pa.type_for_alias(self.kind)
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class TableSchema:
             if column.kind in ("string", "binary"):
                 out[column.name] = values.astype(object).where(values.notna(), None)
             elif column.kind.startswith("float"):
-                out[column.name] = pd.to_numeric(values, errors="raise").astype(column.kind)
+                out[column.name] = pd.to_numeric(values, errors="raise").astype(np.dtype(column.kind))
             else:
-                out[column.name] = values.astype(column.kind)
+                out[column.name] = values.astype(np.dtype(column.kind))
         result = pd.DataFrame(out, index=table.index)
         if extra:
             for name in table.columns:

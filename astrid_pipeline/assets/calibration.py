@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
+from collections.abc import Mapping
+
 import dagster as dg
 import pandas as pd
 
@@ -10,6 +12,7 @@ from astrid_pipeline.archives.base import open_archive
 from astrid_pipeline.assets.common import (
     CPU_TAGS,
     OWNERS,
+    PICTURE_BYTES,
     median_of,
     number,
     outcome_metadata,
@@ -17,9 +20,10 @@ from astrid_pipeline.assets.common import (
 )
 from astrid_pipeline.assets.observations import master_calibrations
 from astrid_pipeline.imaging.calibrate import MasterCalibration
+from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.partitions import FIELD_NIGHTS, SAME_NIGHT, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
-from astrid_pipeline.resources.frames import Frames, FrameSpool, spool_parent
+from astrid_pipeline.resources.frames import FrameSpool, spool_parent
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource
 from astrid_pipeline.versions import code_version
@@ -90,10 +94,12 @@ def calibrated_frames(
     )
 
 
-def _picture(frames: Frames) -> dict[str, dg.MarkdownMetadataValue]:
+def _picture(frames: Mapping[str, Frame]) -> dict[str, dg.MarkdownMetadataValue]:
     from astrid_pipeline.report import frame_png
 
     if not frames:
         return {}
     name = sorted(frames)[0]
-    return {"picture": picture(frame_png(frames[name], title=name, max_px=560, max_bytes=74_000), name)}
+    return {
+        "picture": picture(frame_png(frames[name], title=name, max_px=560, max_bytes=PICTURE_BYTES), name)
+    }

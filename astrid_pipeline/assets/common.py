@@ -17,6 +17,8 @@ from astrid_pipeline.tables import TableSchema
 #: Key of the asset metadata under which the IO manager finds the schema of a table asset.
 SCHEMA_KEY = "astrid/schema"
 OWNERS = ["team:astrid"]
+#: A picture in metadata is stored twice, as base64: beyond this the event log grows faster than the tables.
+PICTURE_BYTES = 72_000
 
 #: Steps that want a GPU: one at a time on a machine (pool), the queue of GPU workers (Celery), a GPU (Kubernetes).
 GPU_POOL = "gpu"

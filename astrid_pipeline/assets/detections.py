@@ -153,6 +153,6 @@ def _stamps(differences: Frames, table: pd.DataFrame) -> dict[str, dg.MarkdownMe
 
     if not len(table):
         return {}
-    best = table.loc[table.score.idxmax()]
+    best = table.sort_values("score").iloc[-1]
     png = stamps_png(differences[best.exposure_id], best.x, best.y)
     return {"best_alert": picture(png, f"science, reference, difference, score of {best.alert_id}")}

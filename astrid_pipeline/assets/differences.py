@@ -120,9 +120,9 @@ def candidates(
         metadata={
             **outcome_metadata(outcome),
             "candidates": len(table),
-            "positive": int((table.sign > 0).sum()),
-            "negative": int((table.sign < 0).sum()),
-            "unflagged": int((table.flags == 0).sum()),
+            "positive": int((table["sign"] > 0).sum()),
+            "negative": int((table["sign"] < 0).sum()),
+            "unflagged": int((table["flags"] == 0).sum()),
             "threshold": config.threshold,
             "table": preview(
                 table.sort_values("snr", key=abs, ascending=False),

@@ -190,6 +190,7 @@ def ensemble(
         )
         with tracking.attempt("ensemble", dagster_run_id=context.run_id) as attempt:
             model = tracking.register(DETECTOR, folder, attempt.run_id, alias=CHALLENGER)
+        assert detector.ensemble is not None
         weights = {
             name: number(value, 3)
             for name, value in zip(

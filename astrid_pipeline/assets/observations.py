@@ -13,11 +13,14 @@ from astrid_pipeline.assets.common import (
     ARCHIVE_POOL,
     CPU_TAGS,
     OWNERS,
+    PICTURE_BYTES,
     number,
     outcome_metadata,
+    picture,
     preview,
     table_metadata,
 )
+from astrid_pipeline.imaging.calibrate import MasterCalibration
 from astrid_pipeline.partitions import FIELD_NIGHTS, INSTRUMENT_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
@@ -107,9 +110,30 @@ def master_calibrations(
         masters,
         metadata={
             **outcome_metadata(outcome),
-            "read_noise_electrons": number(masters.read_noise),
-            "bad_pixels": int((masters.bad_pixels != 0).sum()),
-            "flats": ", ".join(sorted(masters.flats)),
+            "read_noise_electrons": ", ".join(str(number(value, 2)) for value in masters.read_noise)
+            or "unknown",
+            "gain": ", ".join(str(number(value, 3)) for value in masters.gains) or "unknown",
+            "bad_pixels": 0 if masters.bad is None else int((masters.bad != 0).sum()),
+            "flats": ", ".join(sorted(masters.flats)) or "none",
+            **_picture(masters),
             "inputs": pd.Series(sorted(outcome.products)).str.cat(sep=", "),
         },
     )
+
+
+def _picture(masters: MasterCalibration) -> dict[str, dg.MarkdownMetadataValue]:
+    """Draw the first flat, the bad pixels marked."""
+    from astrid_pipeline.imaging.frame import Frame
+    from astrid_pipeline.report import frame_png
+
+    if not masters.flats:
+        return {}
+    name = sorted(masters.flats)[0]
+    flat = Frame(masters.flats[name])
+    if masters.bad is not None:
+        flat = flat.replace(mask=masters.bad)
+    return {
+        "picture": picture(
+            frame_png(flat, title=f"flat {name}", max_px=480, max_bytes=PICTURE_BYTES), f"flat {name}"
+        )
+    }

@@ -6,7 +6,15 @@ import dagster as dg
 
 from astrid_pipeline import checks
 from astrid_pipeline.assets.calibration import calibrated_frames
-from astrid_pipeline.assets.common import CPU_TAGS, OWNERS, number, outcome_metadata, picture, preview
+from astrid_pipeline.assets.common import (
+    CPU_TAGS,
+    OWNERS,
+    PICTURE_BYTES,
+    number,
+    outcome_metadata,
+    picture,
+    preview,
+)
 from astrid_pipeline.errors import MissingProductError
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.night.outcome import Outcome
@@ -100,7 +108,8 @@ def _pictures(outcome: Outcome[Frame]) -> dict[str, dg.MarkdownMetadataValue]:
     from astrid_pipeline.report import frame_png
 
     latest = {str(outcome.metas[key]["filter"]): key for key in sorted(outcome.metas)}
-    return {
-        f"picture_{name}": picture(frame_png(outcome.products[key], title=key, max_px=560, max_bytes=74_000), key)
-        for name, key in latest.items()
-    }
+    drawn = {}
+    for name, key in latest.items():
+        png = frame_png(outcome.products[key], title=key, max_px=560, max_bytes=PICTURE_BYTES)
+        drawn[f"picture_{name}"] = picture(png, key)
+    return drawn

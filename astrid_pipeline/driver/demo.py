@@ -186,17 +186,18 @@ def night_table(summary: pd.DataFrame, seconds: dict[tuple[str, str], float] | N
         out.add_column(f"S/N {low:g}–{high:g}", justify="right")
     for name in ("real found", "false alarms", "σ score", "seconds"):
         out.add_column(name, justify="right")
-    for (name, night), rows in summary.groupby(["field", "night"]):
+    for key, rows in summary.groupby(["field", "night"]):
+        field_name, night = (str(part) for part in key)
         put, got = [0] * len(bins), [0] * len(bins)
         for text in rows.completeness:
             for k, cell in enumerate(json.loads(text)):
                 put[k] += cell["injected"]
                 got[k] += cell["found"]
-        spent = (seconds or {}).get((str(name), str(night)))
+        spent = (seconds or {}).get((field_name, night))
         known = rows.true_changes.notna().all()
         out.add_row(
-            str(name),
-            str(night),
+            field_name,
+            night,
             str(int(rows.exposures.sum())),
             str(int(rows.candidates.sum())),
             str(int(rows.detections.sum())),

@@ -165,7 +165,7 @@ def _affine(source: Array, target: Array, full: bool) -> tuple[Array, Array]:
         if (new := distance <= max(limit, 0.05)).sum() < MIN_MATCHES:
             break
         keep = new
-    return solution[:2].T, solution[2]
+    return np.asarray(solution[:2].T, float), np.asarray(solution[2], float)
 
 
 def _residuals(seen: Array, expected: Array, matrix: Array, offset: Array) -> Array:

@@ -121,7 +121,7 @@ class Frame:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.data.shape  # type: ignore[return-value]
+        return self.data.shape[0], self.data.shape[1]
 
     @property
     def name(self) -> str:
@@ -182,13 +182,13 @@ class Difference:
     def __post_init__(self) -> None:
         for name in ("data", "variance", "score", "flux", "flux_err", "science", "reference"):
             object.__setattr__(self, name, _plane(getattr(self, name)))
-        object.__setattr__(self, "mask", as_mask(self.mask, self.data.shape))  # type: ignore[arg-type]
+        object.__setattr__(self, "mask", as_mask(self.mask, self.shape))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.data.shape  # type: ignore[return-value]
+        return self.data.shape[0], self.data.shape[1]
 
     def replace(self, **changes: Any) -> Difference:
         """Return a copy with some attributes replaced; `meta` given here is merged into the present one."""

@@ -60,7 +60,9 @@ def avro_schema() -> dict[str, Any]:
     """Return the parsed Avro schema of a packet."""
     from fastavro import parse_schema
 
-    return parse_schema(json.loads((Path(__file__).parent / "alert.avsc").read_text()))
+    parsed = parse_schema(json.loads((Path(__file__).parent / "alert.avsc").read_text()))
+    assert isinstance(parsed, dict)
+    return parsed
 
 
 def packets(

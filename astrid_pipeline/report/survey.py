@@ -25,8 +25,8 @@ class Night:
 
     Attributes
     ----------
-    field, night:
-        Names.
+    name, night:
+        Of the field, and of its evening.
     differences:
         Difference images by exposure id; read when their picture is drawn.
     detections:
@@ -37,7 +37,7 @@ class Night:
         By filter, the bins of `night.injections.completeness`.
     """
 
-    field: str
+    name: str
     night: str
     differences: Mapping[str, Difference]
     detections: pd.DataFrame
@@ -49,7 +49,7 @@ def write_survey_report(folder: Path, nights: Sequence[Night], title: str) -> Pa
     """Write `index.html` with its pictures into `folder` and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     html = _template().render(title=title, version=__version__, nights=[_night(folder, n) for n in nights])
-    return write_whole(folder / "index.html", lambda name: name.write_text(html, encoding="utf-8"))
+    return write_whole(folder / "index.html", lambda path: path.write_text(html, encoding="utf-8"))
 
 
 def _template() -> Any:
@@ -64,24 +64,28 @@ def _template() -> Any:
 
 def _night(folder: Path, night: Night) -> dict[str, Any]:
     pictures = []
-    for name, exposure in _chosen(night):
+    for band, exposure in _chosen(night):
         mine = night.detections[night.detections.exposure_id == exposure]
-        target = f"{night.field}_{night.night}_{name}.png"
+        target = f"{night.name}_{night.night}_{band}.png"
         difference = night.differences[exposure]
         png = quad_png(difference, mine, exposure, max_px=2000, numbered=0)
-        write_whole(folder / target, lambda path, png=png: path.write_bytes(png))
+        _write_png(folder / target, png)
         pictures.append({"file": target, "name": exposure, "detections": len(mine)})
-    chart = f"{night.field}_{night.night}_completeness.png"
+    chart = f"{night.name}_{night.night}_completeness.png"
     drawn = completeness_png(night.completeness, title="transients put in and found again")
-    write_whole(folder / chart, lambda path: path.write_bytes(drawn))
+    _write_png(folder / chart, drawn)
     return {
-        "field": night.field,
+        "field": night.name,
         "night": night.night,
         "pictures": pictures,
         "stamps": _stamps(folder, night),
         "chart": chart,
         "rows": night.summary.to_dict("records"),
     }
+
+
+def _write_png(path: Path, png: bytes) -> None:
+    write_whole(path, lambda target: target.write_bytes(png))
 
 
 def _chosen(night: Night) -> list[tuple[str, str]]:
@@ -103,7 +107,7 @@ def _stamps(folder: Path, night: Night) -> list[dict[str, Any]]:
         for row in rows.to_dict("records"):
             target = f"stamp_{row['detection_id']}.png"
             png = stamps_png(difference, row["x"], row["y"])
-            write_whole(folder / target, lambda path, png=png: path.write_bytes(png))
+            _write_png(folder / target, png)
             stamps.append(
                 {
                     "file": target,

@@ -52,7 +52,7 @@ class DetectorResource(dg.ConfigurableResource):
             model = self.tracking.load(DETECTOR, folder)
             assert model.folder is not None
             (path,) = sorted(model.folder.glob("*.safetensors"))
-            self._loaded = {model.version: load_model(path, version=f"{DETECTOR}-{model.version}")}
+            self._loaded = {model.version: load_model(path).replace(version=f"{DETECTOR}-{model.version}")}
         return self._loaded[found.version]
 
     def _register_packaged(self) -> None:
