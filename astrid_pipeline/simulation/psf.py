@@ -50,19 +50,34 @@ def fold(spectrum: npt.NDArray[np.complexfloating]) -> npt.NDArray[np.complexflo
     return low + np.conj(high[..., opposite, :])
 
 
+#: Samples of a Moffat's transform per unit of 2 π k α, and the last of them: beyond, less than 1e-15 is left.
+_Z_STEPS, _Z_LAST = 200, 40
+
+
 @lru_cache(maxsize=16)
 def _moffat_table(beta: float) -> npt.NDArray[np.float64]:
-    """Return the Fourier transform of a unit Moffat at z = 2 π k α on the grid of `_moffat_transform`."""
+    """Return the Fourier transform of a unit Moffat at z = 2 π k α = 0, 1/200 … 40, and one 0 more."""
     from scipy.special import gamma, kv
 
     nu = beta - 1
-    z = np.linspace(0, 40, 8001)[1:]
-    return np.concatenate([[1.0], z**nu * kv(nu, z) / (2 ** (nu - 1) * gamma(nu))])
+    z = np.arange(1, _Z_STEPS * _Z_LAST + 1) / _Z_STEPS
+    return np.concatenate([[1.0], z**nu * kv(nu, z) / (2 ** (nu - 1) * gamma(nu)), [0.0]])
 
 
 def _moffat_transform(k: npt.NDArray[np.floating], alpha: float, beta: float) -> npt.NDArray[np.float64]:
     """Return the Fourier transform of the Moffat (β-1)/(π α²) (1 + r²/α²)^-β at frequency k (cycles per px)."""
-    return np.interp(2 * np.pi * alpha * k, np.linspace(0, 40, 8001), _moffat_table(beta), right=0.0)
+    return lookup(_moffat_table(beta), 2 * np.pi * alpha * _Z_STEPS * k)
+
+
+def lookup(table: npt.NDArray[np.float64], place: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return `table` linearly interpolated at fractional indices; beyond its end, its last value.
+
+    Even steps need no search, which makes it several times as quick as `np.interp`.
+    """
+    inside = np.minimum(place, len(table) - 1.001)
+    low = inside.astype(np.int32)
+    value = table[low]
+    return value + (inside - low) * (table[low + 1] - value)
 
 
 def shear(ellipticity: float, angle: float) -> tuple[float, float]:
@@ -122,7 +137,13 @@ class SkyPSF:
     def basis(self, size: int) -> npt.NDArray[np.float32]:
         """Return the real spectra (K, 2 size, size + 1) of the terms, centred on the origin."""
         if size not in self._spectra:
-            self._spectra[size] = self._make_basis(size)
+            # The frequencies of a small stamp are every n-th of a larger one's.
+            step, larger = min(((s // size, s) for s in self._spectra if s % size == 0), default=(0, 0))
+            self._spectra[size] = (
+                np.ascontiguousarray(self._spectra[larger][:, ::step, ::step])
+                if step
+                else self._make_basis(size)
+            )
         return self._spectra[size]
 
     def _make_basis(self, size: int) -> npt.NDArray[np.float32]:

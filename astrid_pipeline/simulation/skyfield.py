@@ -11,7 +11,7 @@ import pandas as pd
 from astropy.wcs import WCS
 
 from astrid_pipeline.simulation import transients
-from astrid_pipeline.simulation.schedule import SurveyOptions, field_name
+from astrid_pipeline.simulation.schedule import Plan, SurveyOptions, field_name
 from astrid_pipeline.simulation.sky import draw_galaxies, draw_magnitudes
 from astrid_pipeline.simulation.transients import colour_magnitude
 
@@ -30,7 +30,7 @@ BRIGHT, FAINT = 9.0, 21.5
 #: Every field has stars this bright, which bleed over a hundred pixels and some ten: a square degree has a few.
 BRIGHTEST = (8.0, 9.3)
 
-_FAR = -1e4  # where what is not in the night's sky is put
+_COLUMNS = ("x", "y", "mag", "re", "index", "axis_ratio", "angle", "rate_x", "rate_y")
 
 
 class SkyField:
@@ -46,23 +46,26 @@ class SkyField:
         By night: those of that night alone; and, in the first field, one slow object of the outer solar system.
     """
 
-    def __init__(self, options: SurveyOptions, index: int, nights: Sequence[tuple[str, float, str]]) -> None:
+    def __init__(self, options: SurveyOptions, index: int, plans: Sequence[Plan]) -> None:
         self.options, self.index, self.name = options, index, field_name(index)
         rng = options.rng("field", index)
         self.area = ((options.size + 2 * MARGIN) * options.pixel_scale / 3600) ** 2
         self.stars = self._draw_stars(rng)
         self.galaxies = self._draw_galaxies(rng)
-        self.template_mjds = [mjd for _, mjd, season in nights if season == "template"]
-        science = [mjd for _, mjd, season in nights if season == "science"]
+        self.template_mjds = [(p.filter, p.mjd) for p in plans if p.season == "template"]
+        science = [p.mjd for p in plans if p.season == "science"]
         self.supernovae = self._draw_supernovae(options.rng("supernovae", index), science)
         self.variables = transients.draw_variables(
             options.rng("variables", index), self._inside(self.stars), self._count(options.variables)
         )
         self.agn = self._draw_agn(options.rng("agn", index))
+        nights = sorted({p.night for p in plans})
         self._middles = {
-            night: float(np.mean([m for n, m, _ in nights if n == night])) for night, _, _ in nights
+            night: float(np.mean([p.mjd for p in plans if p.night == night])) for night in nights
         }
         self.asteroids = {night: self._draw_asteroids(night) for night in self._middles}
+        self._still: dict[str, pd.DataFrame] = {}
+        self._template: dict[str, pd.Series] = {}
         self._slow = self._draw_slow(min(science) if science else 0.0)
 
     def _count(self, per_field: int) -> int:
@@ -112,7 +115,7 @@ class SkyField:
             hosts.assign(flux=10 ** (-0.4 * hosts["mag_r"])),
             self._count(self.options.supernovae),
             peaks=(min(science) - 8, max(science) + 8),
-            template_mjd=float(np.mean(self.template_mjds)) if self.template_mjds else None,
+            template_mjd=float(np.mean([m for _, m in self.template_mjds])) if self.template_mjds else None,
             names=f"{self.name}-",
         )
         host_mag = np.where(table["host"] >= 0, hosts["mag_r"].to_numpy()[table["host"]], np.nan)
@@ -161,15 +164,19 @@ class SkyField:
     def at(self, mjd: float, band: str) -> pd.DataFrame:
         """Return everything in the field at a time: x, y (plane, px), mag, re, index, axis_ratio, angle (0 or NaN for
         points), rate_x, rate_y (px an hour)."""
-        varies = self.stars.index.isin(self.variables["star"].tolist() if len(self.variables) else [])
-        still = self.stars[~varies]
-        fixed = pd.concat([still, self.galaxies], ignore_index=True)
-        fixed = fixed.assign(mag=colour_magnitude(fixed["mag_r"], fixed["g_r"], band), rate_x=0.0, rate_y=0.0)
         moving = self.changing(mjd, band)
-        columns = ["x", "y", "mag", "re", "index", "axis_ratio", "angle", "rate_x", "rate_y"]
-        changing = moving[np.isfinite(moving["mag"])].reindex(columns=columns)
-        changing = changing.assign(re=0.0, angle=0.0)
-        return pd.concat([fixed.reindex(columns=columns), changing], ignore_index=True)
+        shining = moving[np.isfinite(moving["mag"].astype(float))].reindex(columns=list(_COLUMNS))
+        return pd.concat([self._fixed(band), shining.assign(re=0.0, angle=0.0)], ignore_index=True)
+
+    def _fixed(self, band: str) -> pd.DataFrame:
+        if band not in self._still:
+            varies = self.stars.index.isin(self.variables["star"].tolist() if len(self.variables) else [])
+            table = pd.concat([self.stars[~varies], self.galaxies], ignore_index=True)
+            table = table.assign(
+                mag=colour_magnitude(table["mag_r"], table["g_r"], band), rate_x=0.0, rate_y=0.0
+            )
+            self._still[band] = table.reindex(columns=list(_COLUMNS))
+        return self._still[band]
 
     def changing(self, mjd: float, band: str) -> pd.DataFrame:
         """Return everything that changes, as it is at a time: object_id, kind, class, x, y, mag (infinite if there is
@@ -278,21 +285,26 @@ class SkyField:
             on_galaxy=False,
         )
 
-    def template_flux(self, band: str, mjds: Sequence[float]) -> pd.Series:
-        """Return the mean flux (of a zero point of 0) of each changing object over the template's exposures.
+    def template_flux(self, band: str) -> pd.Series:
+        """Return the mean flux (of a zero point of 0) of each changing object over the template's exposures in `band`.
 
-        What moves counts as absent, since a clipped mean leaves it out; without a template a variable has its mean.
+        What moves is absent, since a clipped mean leaves it out; without a template a variable has its mean.
         """
+        if band not in self._template:
+            self._template[band] = self._template_flux(band)
+        return self._template[band]
+
+    def _template_flux(self, band: str) -> pd.Series:
+        mjds = [mjd for name, mjd in self.template_mjds if name == band]
         if not mjds:
             table = self.changing(self._middles[min(self._middles)] if self._middles else 0.0, band)
             mean = table["mean_mag"] if "mean_mag" in table else pd.Series(np.nan, table.index)
-            flux = (10 ** (-0.4 * mean)).fillna(0.0)
-            return pd.Series(flux.to_numpy(), index=table["object_id"].tolist())
+            return pd.Series((10 ** (-0.4 * mean)).fillna(0.0).to_numpy(), index=table["object_id"].tolist())
         fluxes: list[npt.NDArray[np.float64]] = []
         for mjd in mjds:
             table = self.changing(mjd, band)
             table = table[table["kind"] != "moving"]
-            fluxes.append(10 ** (-0.4 * table["mag"].to_numpy()))
+            fluxes.append(10 ** (-0.4 * table["mag"].to_numpy(float)))
         return pd.Series(np.mean(fluxes, axis=0), index=table["object_id"].tolist())
 
     def catalogue(self, plane: WCS) -> pd.DataFrame:

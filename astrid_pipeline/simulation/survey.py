@@ -96,8 +96,7 @@ class SimulatedSurvey:
         return self._skies(self.field_names.index(field))
 
     def _sky(self, index: int) -> SkyField:
-        nights = [(p.night, p.mjd, p.season) for p in self.plans.values() if p.field == field_name(index)]
-        return SkyField(self.options, index, nights)
+        return SkyField(self.options, index, [p for p in self.plans.values() if p.field == field_name(index)])
 
     # Where the detector looks --------------------------------------------------------------------------------------
 
@@ -171,15 +170,17 @@ class SimulatedSurvey:
         """
         image = np.full(self.camera.shape, plan.sky, np.float32)
         sources = self.sources(plan)
+        x, y, flux = (sources[c].to_numpy(float) for c in ("x", "y", "flux"))
         size = self.options.size
-        inside = sources["x"].between(-130, size + 130) & sources["y"].between(-130, size + 130)
-        inside &= sources["flux"] > 0.5
+        inside = (
+            (np.abs(x - size / 2) < size / 2 + 130) & (np.abs(y - size / 2) < size / 2 + 130) & (flux > 0.5)
+        )
         if near is not None:
             # Bright stars reach further than the faint.
-            reach = np.where(sources["flux"] > 2e4, 130.0, 30.0) + 3 * sources["re"].fillna(0.0).to_numpy()
+            reach = np.where(flux > 2e4, 130.0, 30.0) + 3 * sources["re"].fillna(0.0).to_numpy()
             close = np.zeros(len(sources), bool)
-            for x, y in near[["x", "y"]].to_numpy():
-                close |= (np.abs(sources["x"] - x) < reach) & (np.abs(sources["y"] - y) < reach)
+            for a, b in near[["x", "y"]].to_numpy():
+                close |= (np.abs(x - a) < reach) & (np.abs(y - b) < reach)
             inside &= close
         render(image, sources[inside], self.psf(plan))
         if plan.satellite:
@@ -274,7 +275,6 @@ class SimulatedSurvey:
         """
         self.sky(field)
         plans = [p for p in self.plans.values() if p.field == field and p.night == night]
-        templates = [p for p in self.plans.values() if p.field == field and p.season == "template"]
-        tables = [exposure_truth(self, plan, templates, artefacts=artefacts) for plan in plans]
+        tables = [exposure_truth(self, plan, artefacts=artefacts) for plan in plans]
         filled = [t for t in tables if len(t)]
         return SURVEY_TRUTH.conform(pd.concat(filled, ignore_index=True)) if filled else SURVEY_TRUTH.empty()

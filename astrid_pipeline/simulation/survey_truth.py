@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,14 +49,12 @@ SURVEY_TRUTH = TableSchema(
 )
 
 
-def exposure_truth(
-    survey: SimulatedSurvey, plan: Plan, templates: Sequence[Plan], *, artefacts: bool = False
-) -> pd.DataFrame:
-    """Return the truth rows of one exposure; `templates` are the template season's exposures of the field."""
+def exposure_truth(survey: SimulatedSurvey, plan: Plan, *, artefacts: bool = False) -> pd.DataFrame:
+    """Return the truth rows of one exposure, those of the satellite's trail and, on request, all artefacts' too."""
     sky = survey.sky(plan.field)
     table = sky.changing(plan.mjd, plan.filter)
     if len(table):
-        table = _measure(survey, plan, table, [t.mjd for t in templates if t.filter == plan.filter])
+        table = _measure(survey, plan, table)
     rows = _artefacts(survey, plan) if artefacts else _satellite(survey, plan)
     if rows:
         table = (
@@ -75,16 +72,14 @@ def exposure_truth(
     )
 
 
-def _measure(
-    survey: SimulatedSurvey, plan: Plan, table: pd.DataFrame, templates: list[float]
-) -> pd.DataFrame:
+def _measure(survey: SimulatedSurvey, plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
     sky, camera, size = survey.sky(plan.field), survey.camera, survey.options.size
     ra, dec = survey.plane_wcs(plan.field).all_pix2world(table["x"], table["y"], 0)
     x, y = survey.to_detector(plan, table["x"], table["y"])
     hours = plan.exposure / 3600
     dx, dy = table["rate_x"].to_numpy() * hours, table["rate_y"].to_numpy() * hours
     zero_point = survey.zero_point(plan)
-    before = sky.template_flux(plan.filter, templates).reindex(table["object_id"]).fillna(0.0).to_numpy()
+    before = sky.template_flux(plan.filter).reindex(table["object_id"]).fillna(0.0).to_numpy()
     flux = 10 ** (0.4 * zero_point) * (10 ** (-0.4 * table["mag"].to_numpy()) - before)
     with np.errstate(divide="ignore"):
         table = table.assign(
