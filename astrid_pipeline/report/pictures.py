@@ -345,7 +345,7 @@ def _png(picture: Pillow.Image, levels: int | None = None) -> bytes:
     if levels is not None:
         picture = picture.quantize(palette=_palette(levels), dither=Pillow.Dither.NONE)
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=levels is not None)
+    picture.save(out, "PNG", compress_level=6)
     return out.getvalue()
 
 
