@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DATABASES = ("dagster", "mlflow", "astrid")
 #: A server that recovers from a crash on a busy disk may take this long, seconds.
 _START_LIMIT = 90.0
+#: A server that refuses to start is asked again for so long, seconds.
+_REFUSAL_LIMIT = 6.0
 #: Beyond the default 100: the webserver, the daemon, the code server, MLflow and each run keep pools of their own.
 _CONFIGURATION = """
 # AstrID
@@ -213,7 +215,8 @@ def _start(folder: Path) -> tuple[Path, int]:
     # The wheel's own lock is one file in /tmp for all users of the machine, which the second user cannot open.
     PostgresServer.lock_path = folder.parent / f".{folder.name}.start"
     PostgresServer._lock = fasteners.InterProcessLock(PostgresServer.lock_path)
-    deadline = time.monotonic() + _START_LIMIT
+    began = time.monotonic()
+    deadline = began + _START_LIMIT
     while True:
         PostgresServer._instances.pop(folder, None)
         _remove_stale_pid(folder)
@@ -229,8 +232,11 @@ def _start(folder: Path) -> tuple[Path, int]:
             # At exit it would only strike this process off a list that nothing here reads.
             atexit.unregister(server._cleanup)
         except (subprocess.SubprocessError, AssertionError, OSError, RuntimeError) as error:
-            # pg_ctl waits 10 s only, and a server in recovery has not written all of its pid file yet.
-            if time.monotonic() > deadline or isinstance(error, (OSError, RuntimeError)):
+            # pg_ctl waits 10 s only, and a server in recovery has not written all of its pid file yet; a killed
+            # server's children may hold its memory for a moment. Whatever else fails, fails again.
+            slow = isinstance(error, (subprocess.TimeoutExpired, AssertionError))
+            limit = _START_LIMIT if slow else _REFUSAL_LIMIT
+            if time.monotonic() - began > limit or isinstance(error, (OSError, RuntimeError)):
                 raise ServiceError(
                     f"the embedded PostgreSQL did not start: {_last_words(folder) or error}",
                     where=folder,
