@@ -169,7 +169,7 @@ def smooth_levels(levels: npt.NDArray[np.floating], noise: float, count: int) ->
         return levels.astype(np.float32)
     x = np.linspace(-1, 1, n)
     good = np.ones(n, bool)
-    fit = np.zeros(n)
+    fit: npt.NDArray[np.floating] = np.zeros(n)
     for _ in range(5):
         fit = np.polynomial.legendre.legval(x, np.polynomial.legendre.legfit(x[good], levels[good], 3))
         residual = levels - fit

@@ -155,14 +155,14 @@ def combine(
     if n == 1:
         from astrid_pipeline.imaging.io import sky_noise
 
-        variance = read_variance if read_variance is not None else sky_noise(stack[0]) ** 2
-        return stack[0].astype(np.float32), np.full(stack[0].shape, max(variance, 1e-12), np.float32)
+        own = read_variance if read_variance is not None else sky_noise(stack[0]) ** 2
+        return stack[0].astype(np.float32), np.full(stack[0].shape, max(own, 1e-12), np.float32)
     if read_variance is None:
         # From differences of neighbours in the series: of one image to the next, nothing but noise changes.
         read_variance = float(np.mean([_robust_variance(a - b) / 2 for a, b in itertools.pairwise(stack)]))
-    mean = np.empty(stack[0].shape, np.float32)
-    variance = np.empty_like(mean)
-    for y in range(0, mean.shape[0], _ROWS):
+    mean: Image = np.empty(stack[0].shape, np.float32)
+    variance: Image = np.empty(stack[0].shape, np.float32)
+    for y in range(0, len(mean), _ROWS):
         part = np.stack([image[y : y + _ROWS] for image in stack])
         middle = np.median(part, axis=0)
         expected = np.full(middle.shape, max(read_variance, 1e-12), np.float32)
@@ -230,11 +230,11 @@ class _Builder:
         weight = np.zeros(self.shape, np.float32)
         total = np.zeros(self.shape, np.float32)
         for time, stack in groups.items():
-            mean, variance = combine(stack)
-            w = time**2 / variance
-            total += w * mean / time
+            mean, noise = combine(stack)
+            w = np.float32(time**2) / noise
+            total += w * mean / np.float32(time)
             weight += w
-        variance = 1 / weight
+        variance = np.float32(1) / weight
         if bias_variance is not None:
             # The bias was subtracted from all of them: its error does not average out.
             variance = variance + bias_variance / np.float32(np.mean(times) ** 2)

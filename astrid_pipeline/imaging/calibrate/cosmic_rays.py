@@ -22,13 +22,15 @@ import numpy.typing as npt
 from astrid_pipeline.imaging.frame import Image
 
 #: σ above the sky that a pixel must have. A single pixel of 10 σ reaches 5 σ in a matched filter, less does no harm.
-SIGNAL = 5.0
+SIGNAL = 4.5
 
-#: σ by which a pixel must be sharper than a star can be: of 10⁶ pixels less than one by chance, with `SIGNAL`.
-SHARPNESS = 4.5
+#: σ by which a pixel must be sharper than a star can be. With `SIGNAL` it leaves less than one pixel in 10⁶ to chance;
+#: stars are kept by `MARGIN`, which puts them below zero on average.
+SHARPNESS = 3.5
 
-#: The same for pixels that adjoin one found already.
-NEAR_SIGNAL, NEAR_SHARPNESS = 2.5, 2.5
+#: The same for pixels that adjoin one found already: first for the rest of the track, then for its faint skirts.
+TRACK = (2.5, 2.5)
+SKIRTS = (2.0, 0.0)
 
 #: Stars may be this much sharper than the frame's typical one (PSFs vary by some 10 % over a frame).
 MARGIN = 0.85
@@ -78,15 +80,18 @@ def find_cosmic_rays(
     at = np.flatnonzero(np.pad(stands_out, 1))
     scale = MARGIN * max(fwhm or UNKNOWN_FWHM, 1.0)
     at = at[_excess(image, noise2, usable, at, step, scale) > SHARPNESS]
-    for _ in range(rounds):
-        if not at.size:
-            break
+    hits = at
+    for signal, sharpness in (*(TRACK for _ in range(rounds)), SKIRTS):
         found.ravel()[at] = True
         usable.ravel()[at] = False
-        near = np.unique(np.concatenate([at + dy * step + dx for dy, dx in _NEIGHBOURS]))
+        # Skirts are looked for along all of what was found, a track's rest where it was last found.
+        source = hits if (signal, sharpness) == SKIRTS else at
+        near = np.unique(np.concatenate([source + dy * step + dx for dy, dx in _NEIGHBOURS]))
         near = near[usable.ravel()[near]]
-        near = near[image.ravel()[near] > NEAR_SIGNAL * np.sqrt(noise2.ravel()[near])]
-        at = near[_excess(image, noise2, usable, near, step, scale) > NEAR_SHARPNESS]
+        near = near[image.ravel()[near] > signal * np.sqrt(noise2.ravel()[near])]
+        at = near[_excess(image, noise2, usable, near, step, scale) > sharpness]
+        hits = np.concatenate([hits, at])
+    found.ravel()[at] = True
     return found[1:-1, 1:-1]
 
 

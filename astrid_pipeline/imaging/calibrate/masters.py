@@ -126,17 +126,21 @@ class MasterCalibration:
                     f"take calibration frames with the same {name}",
                 )
         if self.gain_source == "header":
-            for mine, amplifier in zip(self.gains, raw.amplifiers, strict=True):
-                if mine and amplifier.gain and abs(amplifier.gain / mine - 1) > MAX_GAIN_DIFFERENCE:
+            for gain, amplifier in zip(self.gains, raw.amplifiers, strict=True):
+                if gain and amplifier.gain and abs(amplifier.gain / gain - 1) > MAX_GAIN_DIFFERENCE:
                     refuse(
-                        f"the master frames were taken with a gain of {mine:g}, the exposure with {amplifier.gain:g}",
+                        f"the master frames were taken with a gain of {gain:g}, the exposure with {amplifier.gain:g}",
                         "take calibration frames with the same gain",
                     )
         temperature = raw.meta.get("temperature")
-        known = self.dark is not None and self.temperature is not None and temperature is not None
-        if known and abs(temperature - self.temperature) > MAX_TEMPERATURE_DIFFERENCE:
+        darks = self.temperature if self.dark is not None else None
+        if (
+            darks is not None
+            and temperature is not None
+            and abs(temperature - darks) > MAX_TEMPERATURE_DIFFERENCE
+        ):
             refuse(
-                f"the darks were taken at {self.temperature:.1f} °C, the exposure at {temperature:.1f} °C",
+                f"the darks were taken at {darks:.1f} °C, the exposure at {temperature:.1f} °C",
                 f"take darks within {MAX_TEMPERATURE_DIFFERENCE:g} °C",
             )
         mjd = raw.meta.get("mjd")
@@ -177,7 +181,9 @@ class MasterCalibration:
         for name in ("sections", "nonlinearity"):
             values[name] = tuple(tuple(part) for part in values[name])
         values["provenance"] = {key: tuple(ids) for key, ids in values["provenance"].items()}
-        known = {name.lower(): plane for name, plane in planes.items() if not name.startswith("FLAT")}
+        known: dict[str, Any] = {
+            name.lower(): plane for name, plane in planes.items() if not name.startswith("FLAT")
+        }
         return cls(
             flats={name: planes[f"FLAT{i}"] for i, name in enumerate(filters)},
             flat_variances={name: planes[f"FLAT{i}_VARIANCE"] for i, name in enumerate(filters)},
