@@ -320,7 +320,7 @@ def _binned(image: Image, good: _Bool, size: int) -> tuple[Image, _Bool]:
     blocks = (height // size, size, width // size, size)
     total = _block_sum(np.where(good, image, np.float32(0)).reshape(blocks))
     number = _block_sum(good.reshape(blocks).astype(np.float32))
-    return total / np.maximum(number, np.float32(1)), number >= size * size / 2
+    return (total / np.maximum(number, 1)).astype(np.float32), number >= size * size / 2
 
 
 def _block_sum(blocks: Image) -> Image:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Stack = npt.NDArray[np.float32]
+Stack = npt.NDArray[np.floating]
 _Float = npt.NDArray[np.float64]
 
 #: Stars evaluated in one go, so that the samples stay in the processor's cache.
@@ -98,7 +98,7 @@ def _evaluate(m: Moffats, size: int, derivatives: bool) -> tuple[Stack, list[Sta
     profile = height * np.exp(np.float32(-m.beta) * log_base)
 
     def integrate(fine: Stack) -> Stack:
-        return fine if gather is None else gather @ fine @ gather.T
+        return fine if gather is None else np.asarray(gather @ fine @ gather.T, np.float32)
 
     stamps = integrate(profile)
     if not derivatives:

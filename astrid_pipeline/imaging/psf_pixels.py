@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from astrid_pipeline.imaging.moffat import Moffats, Stack
 
 _Float = npt.NDArray[np.float64]
 
+#: The error of what no star covers.
+_NEVER = 1e30
+
 #: Rounds of fitting fluxes and positions, then the map. The map's change shrinks about tenfold a round.
 ROUNDS = 3
 #: Half width of the interpolation kernel and the width of its Gaussian window, px: of the short kernels this one
@@ -19,6 +23,8 @@ ROUNDS = 3
 REACH, WINDOW = 6, 2.6
 #: Share of the star's own light that counts as noise: shapes depend on brightness, bright stars agree no better.
 SHARE = 0.01
+#: Stars of different brightness needed to tell the PSF's wings from light that lies under all of them.
+MIN_FOR_WINGS = 10
 #: Stars wanted for each term by which the map varies over the frame.
 STARS_PER_TERM = 8
 #: A pixel of a star this many sigma off the map is a neighbour or a cosmic ray that no list knew.
@@ -98,7 +104,6 @@ def solve_pixels(
     middle = profiles.centred().take(np.array([int(np.argmin(np.abs(profiles.width - np.log(fwhm))))]))
     base, slopes = middle.evaluate(size, derivatives=True)
     maps = np.zeros((len(exponents), size, size))
-    total = np.zeros_like(maps)
     kept = np.ones(number, bool)
     trust = weight.copy()
     flux = np.ones(number)
@@ -106,6 +111,9 @@ def solve_pixels(
         model = _model(profiles, maps, terms, size)
         profiles, flux, model = _refit(stamps, variance, trust * core, model, profiles, first=step == 0)
         bright = flux.astype(np.float32)[:, None, None]
+        if step <= 1:
+            outside = trust * (radius > 2.5 * fwhm)
+            stamps = stamps - _pedestal(stamps - bright * model, outside, flux)[:, None, None]
         residual = stamps - bright * model
         noise = variance + np.square(SHARE * bright * model)
         if step >= 1:
@@ -115,9 +123,8 @@ def solve_pixels(
         kept = _agreeing(residual, variance + np.square(0.02 * bright * model), trust * core, flux)
         if step == ROUNDS:
             break
-        update, error = _project(residual / bright, noise / bright**2, trust, profiles, terms, kept)
-        total = maps + update
-        maps = np.stack([_shrunk(t, e, radius) for t, e in zip(total, error, strict=True)])
+        update = _project(residual / bright, noise / bright**2, trust, profiles, terms, kept)
+        maps = _shrunk(maps, update)
         maps = _neutral(maps, base[0].astype(float), slopes[0, 0].astype(float), slopes[1, 0].astype(float))
     chi = trust * core * np.square(residual)
     count = np.maximum((trust * core).sum(axis=(1, 2)) - 3, 1)
@@ -170,6 +177,35 @@ def _refit(
     return moved, flux, model - dx * slope_x - dy * slope_y
 
 
+def _pedestal(residual: Stack, weight: Stack, flux: _Float) -> npt.NDArray[np.float32]:
+    """Return the light under each star that is not its own: stars too faint to be listed, and errors of the sky.
+
+    It is the level of the outskirts beyond what is proportional to the star's flux, which are the PSF's own wings.
+    """
+    from astrid_pipeline.imaging.background import clipped_statistics
+
+    rows = np.where(weight > 0, residual, np.float32(np.inf)).reshape(len(residual), -1)
+    level, sigma, count = clipped_statistics(rows)
+    known = count > 0.1 * rows.shape[1]
+    if known.sum() < MIN_FOR_WINGS:
+        # A few stars cannot tell wings from sky: the sky that was measured stands.
+        return np.zeros(len(residual), np.float32)
+    design = np.stack([np.ones_like(flux), flux], axis=1)
+    scale = np.maximum(sigma / np.sqrt(np.maximum(count, 1)), 1e-30)
+    used = known
+    wings = 0.0
+    for _ in range(4):
+        spread = float(
+            np.hypot(np.median(scale[used]), 1.4826 * np.median(np.abs(level - np.median(level))[used]))
+        )
+        solution = np.linalg.lstsq(design[used], level[used], rcond=None)[0]
+        wings = float(solution[1])
+        used = known & (np.abs(level - design @ solution) < 3 * spread)
+        if used.sum() < MIN_FOR_WINGS:
+            break
+    return np.where(known, level - wings * flux, 0.0).astype(np.float32)
+
+
 def _agreeing(residual: Stack, variance: Stack, weight: Stack, flux: _Float) -> npt.NDArray[np.bool_]:
     """Return which stars fit the model about as well as the median star does."""
     count = np.maximum(weight.sum(axis=(1, 2)) - 3, 1)
@@ -187,49 +223,99 @@ def _project(
     profiles: Moffats,
     terms: _Float,
     kept: npt.NDArray[np.bool_],
-) -> tuple[_Float, _Float]:
-    """Return the map's change (K, S, S), and its standard error, from the stars' residuals at flux 1."""
+) -> _Update:
+    """Fit the stars' residuals (at flux 1), shifted to the middle pixel, with polynomials of the position."""
     size = residual.shape[1]
     rows, columns = shift_matrix(-profiles.dy, size), shift_matrix(-profiles.dx, size)
     centred = rows @ (residual * weight) @ columns.transpose(0, 2, 1)
     inverse = (weight * kept[:, None, None] / noise).reshape(len(residual), -1).astype(float)
+    flat = centred.reshape(len(residual), -1).astype(float)
+    update, error = _weighted_fit(terms, flat, inverse, int(kept.sum()))
+    index, members = _rings(size)
+    share = members / members.sum(axis=0)
+    # A ring's mean in each star; its weight is what the pixels' noise alone would give it.
+    ring_weight = inverse @ members
+    ring_value = (inverse * flat) @ members / np.maximum(ring_weight, 1e-300)
+    ring_weight = ring_weight * _not_outlying(ring_value, ring_weight > 0)
+    ring_update, ring_error = _weighted_fit(terms, ring_value, ring_weight, int(kept.sum()))
+    shape = (terms.shape[1], size, size)
+    return _Update(update.reshape(shape), error.reshape(shape), ring_update, ring_error, index, share)
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """The map's change and its error: by pixel (K, S, S), and of the rings' means (K, rings)."""
+
+    pixels: _Float
+    pixel_error: _Float
+    rings: _Float
+    ring_error: _Float
+    index: npt.NDArray[np.int_]
+    share: _Float
+
+
+@lru_cache(maxsize=32)
+def _rings(size: int) -> tuple[npt.NDArray[np.int_], _Float]:
+    """Return each pixel's ring (S², flat), and the membership matrix (S², rings); rings are 1 to 1.5 px wide."""
+    axis = np.arange(size) - size // 2
+    radius = np.hypot(axis[:, None], axis[None]).ravel()
+    edges = np.concatenate([[1.2, 2.3], np.arange(3.5, radius.max() + 1.5, 1.5)])
+    index = np.searchsorted(edges, radius, side="left")
+    return index, np.eye(index.max() + 1)[index]
+
+
+def _weighted_fit(terms: _Float, values: _Float, weight: _Float, stars: int) -> tuple[_Float, _Float]:
+    """Fit each column of `values` (N, P) with the terms (N, K); return coefficients (K, P) and their errors.
+
+    The errors are what the stars' scatter about the fit says (White's estimate), not only their noise: neighbours and
+    true differences between stars are in it.
+    """
     count = terms.shape[1]
     products = (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
-    normal = (products.T @ inverse).T.reshape(-1, count, count)
-    flat = centred.reshape(len(residual), -1)
-    right = terms.T @ (inverse * flat)
+    normal = (products.T @ weight).T.reshape(-1, count, count)
     trace = np.einsum("pii->p", normal)
-    # Pixels that no star covers get no map: an infinite error, a zero change.
+    # What no star covers gets no change: an infinite error.
     ridge = (1e-9 * trace + 1e-30 * max(float(trace.max()), 1e-300))[:, None, None] * np.eye(count)
     covariance = np.linalg.inv(normal + ridge)
-    update = np.einsum("pkl,lp->kp", covariance, right)
-    # Stars differ by more than their noise; the map's error is what their scatter about it says.
-    scatter = np.square(flat - terms @ update) * inverse
-    freedom = max(int(kept.sum()) - count, 1)
-    excess = np.maximum(scatter.sum(axis=0) / freedom, 1.0) if kept.sum() > count + 2 else 1.0
-    error = np.sqrt(np.einsum("pkk->kp", covariance) * excess)
+    solution = np.einsum("pkl,lp->kp", covariance, terms.T @ (weight * values))
+    formal = np.einsum("pkk->kp", covariance)
+    error = formal
+    if stars > count + 2:
+        scatter = np.square(weight * (values - terms @ solution)) * (stars / (stars - count))
+        middle = (products.T @ scatter).T.reshape(-1, count, count)
+        error = np.maximum(error, np.einsum("pkl,plm,pmk->kp", covariance, middle, covariance))
     covered = trace > 1e-6 * trace.max()
-    shape = (count, size, size)
-    return np.where(covered, update, 0.0).reshape(shape), np.where(covered, error, 1e30).reshape(shape)
+    return np.where(covered, solution, 0.0), np.where(covered, np.sqrt(error), _NEVER)
 
 
-def _shrunk(image: _Float, error: _Float, radius: _Float) -> _Float:
-    """Shrink a map, ring by ring, to what exceeds its noise (James & Stein): the ring's mean, then its structure."""
-    out = np.zeros_like(image)
-    edges = np.concatenate([[-1, 1.2, 2.3], np.arange(3.5, radius.max() + 3, 1.5)])
-    for low, high in pairwise(edges):
-        ring = (radius > low) & (radius <= high) & (error < 1e29)
-        if not ring.any():
-            continue
-        values, variance = image[ring], np.square(error[ring])
-        mean = float(values.mean())
-        noise_of_mean = float(variance.sum()) / len(values) ** 2
-        mean *= max(0.0, 1 - noise_of_mean / max(mean**2, 1e-300))
-        rest = values - values.mean()
-        power = float(np.square(rest).sum())
-        structure = max(0.0, 1 - float(variance.sum()) / max(power, 1e-300))
-        out[ring] = mean + structure * rest
-    return out
+def _not_outlying(values: _Float, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which stars' values lie within 5 robust sigma of the median, column by column."""
+    shown = np.where(known, values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns without any value
+        middle = np.nanmedian(shown, axis=0)
+        spread = 1.4826 * np.nanmedian(np.abs(shown - middle), axis=0)
+    return np.abs(values - np.nan_to_num(middle)) <= 5 * np.nan_to_num(spread) + 1e-12
+
+
+def _shrunk(maps: _Float, update: _Update) -> _Float:
+    """Return maps + update, shrunk to what exceeds its noise (James & Stein), ring by ring: its mean, its structure."""
+    total = (maps + update.pixels).reshape(len(maps), -1)
+    out = np.zeros_like(total)
+    means = maps.reshape(len(maps), -1) @ update.share + update.rings
+    for k, error in enumerate(update.pixel_error.reshape(len(maps), -1)):
+        for ring in range(means.shape[1]):
+            inside = (update.index == ring) & (error < _NEVER)
+            if not inside.any() or update.ring_error[k, ring] >= _NEVER:
+                continue
+            mean = means[k, ring]
+            mean *= max(0.0, 1 - update.ring_error[k, ring] ** 2 / max(mean**2, 1e-300))
+            rest = total[k, inside] - total[k, inside].mean()
+            structure = max(
+                0.0, 1 - float(np.square(error[inside]).sum()) / max(float(np.square(rest).sum()), 1e-300)
+            )
+            out[k, inside] = mean + structure * rest
+    return out.reshape(maps.shape)
 
 
 def _neutral(maps: _Float, base: _Float, slope_x: _Float, slope_y: _Float) -> _Float:

@@ -308,7 +308,7 @@ def _measure(
 ) -> tuple[float, Moments]:
     """Return the stars' width and all sources' moments in a window of that width."""
     bright = np.arange(min(len(found), 500))
-    shape = np.sqrt(found["a"] * found["b"]).to_numpy()[bright]
+    shape = np.sqrt((found["a"] * found["b"]).to_numpy())[bright]
     sigma = float(np.clip(np.median(shape), 0.8, 6.0))
     for _ in range(4):
         size = 2 * int(np.ceil(4 * sigma)) + 1
