@@ -19,15 +19,8 @@ from astropy.io import fits
 from astrid_pipeline.archives import geometry
 from astrid_pipeline.archives.base import safe_name
 from astrid_pipeline.archives.fits_files import REMEDY, Detector, find_detectors, opened
-from astrid_pipeline.archives.headers import (
-    Keywords,
-    Reader,
-    flag,
-    load_keywords,
-    merged_header,
-    normal_unit,
-    normalise,
-)
+from astrid_pipeline.archives.headers import Reader, merged_header, normal_unit, normalise
+from astrid_pipeline.archives.keywords import Keywords, flag, load_keywords
 from astrid_pipeline.errors import HeaderError, PixelError, ReadError
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.raw import Amplifier, Kind, RawExposure
@@ -125,6 +118,20 @@ def summarise(path: str | Path, keywords: Keywords) -> list[Summary]:
             centre, radius = _footprint(hdus, detector, header, plans, meta, (height, width))
             out.append(Summary(file, key, meta, (height, width), centre, radius))
     return out
+
+
+def read_pixels(path: str | Path) -> npt.NDArray[np.float32]:
+    """Return the pixels of an exposure's first science extension, for comparing files.
+
+    Raises
+    ------
+    ReadError, HeaderError, PixelError
+        As `read_exposure` does for what keeps pixels from being read.
+    """
+    file, key = split_url(path)
+    with opened(file) as hdus:
+        index = _choose(find_detectors(hdus, file), key, file).science[0]
+        return _pixels(hdus, index, _shape(hdus[index].header, str(path)), str(path))
 
 
 def _choose(detectors: Sequence[Detector], key: int | None, file: Path) -> Detector:

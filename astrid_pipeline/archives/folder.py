@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from astrid_pipeline.archives import fits_reader
-from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of, safe_name
+from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of
 from astrid_pipeline.archives.fits_files import REMEDY
-from astrid_pipeline.archives.headers import load_keywords
+from astrid_pipeline.archives.grouping import Entry, group_into_fields, separation, with_unique_ids
+from astrid_pipeline.archives.keywords import load_keywords
 from astrid_pipeline.errors import AstridError, DuplicateExposureError, HeaderError, PixelError, ReadError
+from astrid_pipeline.imaging.frame import Image
+from astrid_pipeline.imaging.io import is_astrid_file, sky_noise
 from astrid_pipeline.imaging.raw import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: Pointings closer than this share of the field of view are one field: the larger part of the sky is common to both.
-SAME_FIELD = 0.5
-
-#: Half the field of view, degrees, where neither WCS nor optics tell it: that of a small telescope's camera.
-UNKNOWN_RADIUS = 0.15
 
 #: Days within which calibration frames serve a night, as for `MasterCalibration`.
 CALIBRATION_DAYS = 30
 
 #: How many nights' frames of a kind are handed out: those of the nearest night, or of more while they are too few.
 ENOUGH_FRAMES = 5
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One exposure of the folder: its record without a field, and what grouping and duplicates need."""
-
-    record: ExposureRecord
-    summary: fits_reader.Summary
-    object_name: str | None
-    radius: float | None
-    longitude: float | None
 
 
 class FolderArchive:
@@ -70,8 +56,8 @@ class FolderArchive:
         self.name = f"folder:{self.path}"
         self.aliases = aliases
         _check_folder(self.path)
-        self._entries: list[_Entry] | None = None
-        self._groups: list[tuple[Field, list[_Entry]]] = []
+        self._entries: list[Entry] | None = None
+        self._groups: list[tuple[Field, list[Entry]]] = []
         self._problems: list[AstridError] = []
 
     @property
@@ -103,7 +89,7 @@ class FolderArchive:
                 wanted = not field.filters or record.filter in field.filters
                 if belongs and wanted and (since is None or record.mjd > since):
                     night = night_of(record.mjd, _longitude(field.site_longitude, entry))
-                    out.append(_replace(record, field=field.name, night=night))
+                    out.append(dataclasses.replace(record, field=field.name, night=night))
         return sorted(out, key=lambda r: (r.mjd, r.exposure_id))
 
     def calibrations(self, instrument: str, night: str) -> list[ExposureRecord]:
@@ -112,7 +98,7 @@ class FolderArchive:
         Of each kind (flats: and filter; darks: and exposure time) those of the nearest night are taken, and of the
         next nearest ones as long as there are fewer than `ENOUGH_FRAMES`.
         """
-        groups: dict[tuple[Any, ...], list[tuple[float, ExposureRecord]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, ExposureRecord]]] = {}
         for entry in self._scanned():
             record = entry.record
             if record.kind == Kind.LIGHT or record.instrument != instrument:
@@ -161,11 +147,11 @@ class FolderArchive:
         """Return None: nobody planted anything in real frames."""
         return None
 
-    def _scanned(self) -> list[_Entry]:
+    def _scanned(self) -> list[Entry]:
         self._scan()
         return self._entries or []
 
-    def _scanned_groups(self) -> list[tuple[Field, list[_Entry]]]:
+    def _scanned_groups(self) -> list[tuple[Field, list[Entry]]]:
         self._scan()
         return self._groups
 
@@ -186,7 +172,7 @@ class FolderArchive:
                 entries.append(self._entry(file, summary))
             except AstridError as error:
                 self._problems.append(error)
-        entries = _with_unique_ids(self._without_duplicates(entries), self.path)
+        entries = with_unique_ids(self._without_duplicates(entries), self.path)
         self._entries = entries
         self._groups = group_into_fields(entries, self.name)
 
@@ -206,7 +192,7 @@ class FolderArchive:
             )
         return out
 
-    def _entry(self, file: Path, summary: fits_reader.Summary) -> _Entry:
+    def _entry(self, file: Path, summary: fits_reader.Summary) -> Entry:
         meta = summary.meta
         mjd = meta.get("mjd")
         if mjd is None:
@@ -235,14 +221,14 @@ class FolderArchive:
             ra=ra,
             dec=dec,
         )
-        return _Entry(record, summary, meta.get("object"), summary.radius, longitude)
+        return Entry(record, summary, meta.get("object"), summary.radius, longitude)
 
-    def _without_duplicates(self, entries: Sequence[_Entry]) -> list[_Entry]:
+    def _without_duplicates(self, entries: Sequence[Entry]) -> list[Entry]:
         """Drop exposures that are there twice, the second by its path, and say so.
 
         Headers alone do not prove it (stamps of one mosaic, or of one resampling, share them): pixels decide.
         """
-        same: dict[tuple[Any, ...], list[_Entry]] = collections.defaultdict(list)
+        same: dict[tuple[Any, ...], list[Entry]] = collections.defaultdict(list)
         for entry in entries:
             meta, record = entry.summary.meta, entry.record
             key = (
@@ -256,11 +242,17 @@ class FolderArchive:
             same[(*key, entry.summary.shape)].append(entry)
         dropped: set[str] = set()
         for group in same.values():
-            kept: list[_Entry] = []
+            if len(group) < 2:
+                continue
+            kept: list[tuple[Entry, Image]] = []
             for entry in group:
-                twin = next((k for k in kept if self._same_pixels(k, entry)), None) if kept else None
+                try:
+                    pixels = fits_reader.read_pixels(entry.record.url)
+                except AstridError:
+                    continue  # it is reported when it is calibrated; nobody can say that it is a duplicate
+                twin = next((first for first, image in kept if same_pixels(image, pixels)), None)
                 if twin is None:
-                    kept.append(entry)
+                    kept.append((entry, pixels))
                     continue
                 dropped.add(entry.record.url)
                 self._problems.append(
@@ -272,32 +264,21 @@ class FolderArchive:
                 )
         return [entry for entry in entries if entry.record.url not in dropped]
 
-    def _same_pixels(self, a: _Entry, b: _Entry) -> bool:
-        """Whether two files hold one image, be it compressed differently: within a tenth of the noise throughout."""
-        try:
-            first, second = (
-                fits_reader.read_exposure(entry.record.url, aliases=self.aliases).amplifiers[0].data
-                for entry in (a, b)
-            )
-        except AstridError:
-            # One of them is unreadable; that is reported when it is read, and is no duplicate.
-            return False
-        if first.shape != second.shape:
-            return False
-        finite = np.isfinite(first) & np.isfinite(second)
-        if not finite.any():
-            return False
-        noise = float(np.std(np.diff(first, axis=1)[finite[:, 1:] & finite[:, :-1]])) / math.sqrt(2)
-        return bool(
-            np.abs(first - second)[finite].max()
-            <= max(0.1 * noise, 1e-6 * float(np.abs(first[finite]).max()))
-        )
+
+def same_pixels(first: Image, second: Image) -> bool:
+    """Return whether two arrays hold one image, be it compressed differently: within a quarter of the noise."""
+    if first.shape != second.shape:
+        return False
+    finite = np.isfinite(first) & np.isfinite(second)
+    if not finite.any():
+        return False
+    deviation = float(np.abs(first - second)[finite].max())
+    # Lossy compression keeps within a quarter of the noise, and single precision within 10⁻⁶ of the value.
+    return deviation <= max(0.25 * sky_noise(first), 1e-6 * float(np.abs(first[finite]).max()))
 
 
 def _own_kind(file: Path) -> str | None:
     from astropy.io import fits
-
-    from astrid_pipeline.imaging.io import is_astrid_file
 
     try:
         return is_astrid_file(fits.getheader(file, 0))
@@ -324,112 +305,11 @@ def _folder_error(path: Path, error: OSError) -> ReadError:
     return ReadError(f"cannot be listed: {error.strerror or error}", where=path, remedy="check the folder")
 
 
-def _replace(record: ExposureRecord, **changes: Any) -> ExposureRecord:
-    import dataclasses
-
-    return dataclasses.replace(record, **changes)
-
-
 def _days(night: str) -> int:
     import datetime
 
     return datetime.date.fromisoformat(night).toordinal()
 
 
-def _longitude(of_field: float | None, entry: _Entry) -> float | None:
+def _longitude(of_field: float | None, entry: Entry) -> float | None:
     return of_field if of_field is not None else entry.longitude
-
-
-def _with_unique_ids(entries: Sequence[_Entry], root: Path) -> list[_Entry]:
-    """Give exposures whose files share a name an id with their folders in it, then a number."""
-    import dataclasses
-
-    counts = collections.Counter(entry.record.exposure_id for entry in entries)
-    used: set[str] = set()
-    out = []
-    for entry in entries:
-        identity = entry.record.exposure_id
-        if counts[identity] > 1:
-            folder = Path(fits_reader.split_url(entry.record.url)[0]).parent
-            parts = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
-            identity = safe_name("_".join((*parts, identity)))
-        number, base = 2, identity
-        while identity in used:
-            identity, number = f"{base}-{number}", number + 1
-        used.add(identity)
-        out.append(dataclasses.replace(entry, record=_replace(entry.record, exposure_id=identity)))
-    return out
-
-
-def separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
-    """Return the angle between two positions in degrees, by the haversine formula."""
-    a, b = math.radians(dec1), math.radians(dec2)
-    h = math.sin((b - a) / 2) ** 2 + math.cos(a) * math.cos(b) * math.sin(math.radians(ra2 - ra1) / 2) ** 2
-    return math.degrees(2 * math.asin(math.sqrt(min(1.0, h))))
-
-
-def group_into_fields(entries: Iterable[Any], archive: str) -> list[tuple[Field, list[Any]]]:
-    """Return the fields that light frames fall into, each with its frames.
-
-    A frame joins the first group whose centre is within `SAME_FIELD` of the smaller field of view, or which has its
-    object's name and is not farther than two fields of view (a pointing is less exact than a WCS); frames without
-    position join by their object's name alone, or else by instrument.
-    """
-    lights = [entry for entry in entries if entry.record.kind == Kind.LIGHT]
-    placed = [entry for entry in lights if math.isfinite(entry.record.ra)]
-    groups: list[list[Any]] = []
-    # Frames with the best-known positions found the groups.
-    for entry in sorted(placed, key=lambda e: (e.radius is None, e.record.mjd, e.record.exposure_id)):
-        for group in groups:
-            first = group[0]
-            distance = separation(entry.record.ra, entry.record.dec, first.record.ra, first.record.dec)
-            size = min(entry.radius or UNKNOWN_RADIUS, first.radius or UNKNOWN_RADIUS)
-            named = entry.object_name is not None and entry.object_name == first.object_name
-            reach = 4 * max(entry.radius or 0.0, first.radius or 0.0) if named else 2 * SAME_FIELD * size
-            if distance <= reach:
-                group.append(entry)
-                break
-        else:
-            groups.append([entry])
-    by_name = {group[0].object_name: group for group in groups if group[0].object_name}
-    nameless: dict[str, list[Any]] = {}
-    for entry in lights:
-        if math.isfinite(entry.record.ra):
-            continue
-        if entry.object_name in by_name:
-            by_name[entry.object_name].append(entry)
-        else:
-            nameless.setdefault(entry.object_name or f"{entry.record.instrument}", []).append(entry)
-    taken: set[str] = set()
-    named_groups = [(_field(group, archive, taken), group) for group in groups]
-    named_groups += [(_field(group, archive, taken, name), group) for name, group in sorted(nameless.items())]
-    return sorted(named_groups, key=lambda pair: pair[0].name)
-
-
-def _field(group: Sequence[Any], archive: str, taken: set[str], name: str | None = None) -> Field:
-    first = group[0]
-    ra, dec = first.record.ra, first.record.dec
-    names = collections.Counter(e.object_name for e in group if e.object_name)
-    if name is None:
-        name = names.most_common(1)[0][0] if names else _position_name(ra, dec)
-    name = base = safe_name(name)
-    number = 2
-    while name in taken:
-        name, number = f"{base}-{number}", number + 1
-    taken.add(name)
-    reach = [separation(ra, dec, e.record.ra, e.record.dec) for e in group if math.isfinite(e.record.ra)]
-    half = max((e.radius for e in group if e.radius), default=UNKNOWN_RADIUS)
-    # A tenth beyond the farthest pointing, and never less than half of the field of view's half diagonal.
-    radius = max(1.1 * max(reach, default=0.0), SAME_FIELD * half)
-    longitudes = [e.longitude for e in group if e.longitude is not None]
-    longitude = float(np.median(longitudes)) if longitudes else None
-    filters = tuple(sorted({e.record.filter for e in group}))
-    return Field(name, ra, dec, radius, filters, archive, longitude)
-
-
-def _position_name(ra: float, dec: float) -> str:
-    """Return a name such as J0227-0511 from a position in degrees."""
-    minutes = round(ra / 15 * 60) % (24 * 60)
-    arcminutes = round(abs(dec) * 60)
-    sign = "-" if dec < 0 else "+"
-    return f"J{minutes // 60:02d}{minutes % 60:02d}{sign.replace('+', 'p')}{arcminutes // 60:02d}{arcminutes % 60:02d}"
