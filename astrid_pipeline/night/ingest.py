@@ -19,10 +19,10 @@ from astrid_pipeline.resources.store import Store
 Progress = Callable[[str], Any] | None
 
 
-def raw_key(archive: str, record: ExposureRecord) -> str:
-    """Return the store key of an exposure's file as it came: `raw/<archive>/<night>/<file name>`."""
-    name = safe_name(Path(record.url).name)
-    return f"raw/{safe_name(archive)}/{record.night}/{record.exposure_id}--{name}"
+def raw_key(record: ExposureRecord) -> str:
+    """Return the store key of an exposure's file: `raw/<field, or instrument>/<night>/<exposure>--<file name>`."""
+    owner = safe_name(record.field or record.instrument)
+    return f"raw/{owner}/{record.night}/{record.exposure_id}--{safe_name(Path(record.url).name)}"
 
 
 def ingest_night(
@@ -70,7 +70,7 @@ def fetch(
     """Bring the records' files into the store, each opened once; return schema `OBSERVATIONS`."""
 
     def one(record: ExposureRecord) -> dict[str, Any]:
-        key = raw_key(archive.name, record)
+        key = raw_key(record)
         if store.exists(key) and (kept := store.stat(key)).sha256 and record.sha256 in (None, kept.sha256):
             stored = kept
         else:
