@@ -7,7 +7,7 @@ frames without a WCS are matched by that shift too, or by the pattern of their s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from astrid_pipeline.imaging.pixel_map import (
     monomials,
     wcs_map,
 )
+from astrid_pipeline.imaging.residual_field import SmoothField, fit_field
 from astrid_pipeline.imaging.star_match import match, pattern, vote
 
 #: Stars used at most, spread over the frame: 2000 give a mean to 0.002 px, more only cost time.
@@ -54,7 +55,8 @@ class Registration:
         Residuals in pixels per axis, of stars left out of the fit in turn; of those over `BRIGHT_SNR` where there are
         five of them, else of all, weighted. NaN with fewer than three stars.
     source:
-        "wcs", "shift", "pattern" or "identity": where the first map came from; with "+stars" when it was corrected.
+        "wcs", "shift", "pattern" or "identity": where the first map came from; with "+stars" when a polynomial
+        corrected it, "+field" when a smooth field was added to that.
     is_identity:
         Whether every pixel lies on the same pixel of the reference to a thousandth.
     fwhm:
@@ -117,18 +119,17 @@ def register(reference: Frame, science: Frame, *, refine: bool = True) -> Regist
             + (", or trust the WCS (refine=False)" if source == "wcs" else ", or give both a WCS"),
         )
     first, how = found
-    fit = _refine(first, here, there, trusted=same and how == source)
+    fit = _refine(first, here, there, science.shape, trusted=same and how == source)
     if fit is None:
         raise RegistrationError(
             f"too few common stars: the matches do not hold together ({counts})",
             where=where,
             remedy="check that both show the same field and give both a WCS",
         )
-    result, n_matched, (dx, dy), degree = fit
-    function = result.after(first) if degree >= 0 else first
+    function, n_matched, (dx, dy), degree, field = fit
     _require_overlap(function, science, reference, where)
     same = science.shape == reference.shape and _is_identity(function, science.shape)
-    label = f"{how}+stars" if degree >= 0 else how
+    label = how + ("+stars" if degree >= 0 else "") + ("+field" if field else "")
     return Registration(function, degree, n_matched, len(here), len(there), dx, dy, label, same, fwhm)
 
 
@@ -210,9 +211,18 @@ def _first_guess(
 
 
 def _refine(
-    first: PixelFunction, here: pd.DataFrame, there: pd.DataFrame, *, trusted: bool
-) -> tuple[Polynomial, int, tuple[float, float], int] | None:
-    """Correct `first` by a polynomial on the stars matched, ever closer; None if fewer than three match."""
+    first: PixelFunction,
+    here: pd.DataFrame,
+    there: pd.DataFrame,
+    shape: tuple[int, int],
+    *,
+    trusted: bool,
+) -> tuple[PixelFunction, int, tuple[float, float], int, bool] | None:
+    """Correct `first` on the stars matched, ever closer; None if fewer than three match.
+
+    Returns the map, the stars matched, their left-out rms in dx and dy, the polynomial's degree (-1 for none), and
+    whether a smooth field was added to it.
+    """
     x, y = here["x"].to_numpy(float), here["y"].to_numpy(float)
     wanted = positions(there)
     base = np.column_stack(first(x, y))
@@ -250,12 +260,31 @@ def _refine(
     offset = wanted[j] - base[i]
     degree, residual = _choose_degree(x[i], y[i], offset, error, centre, scale, trusted)
     fit = _solve(degree, x[i], y[i], offset, error, centre, scale)
+    field: SmoothField | None = None
+    # High powers run away in corners without stars; a field on an affine map does not, where it explains as much.
+    for powers in sorted({degree, min(degree, 1)}, reverse=True):
+        plain = _solve(powers, x[i], y[i], offset, error, centre, scale)
+        left = offset - np.column_stack(plain(x[i], y[i]))
+        found = fit_field(x[i], y[i], left, error, plain.terms(x[i], y[i]), max(shape))
+        if found is None:
+            continue
+        before = residual[found.chosen] if field is None else field.residual
+        cost = [np.sum((r / error[found.chosen, None]) ** 2, axis=1) for r in (found.residual, before)]
+        gain = np.minimum(cost[1], 32) - np.minimum(cost[0], 32)
+        if gain.mean() > (-1 if powers < degree else 1) * gain.std() / np.sqrt(len(gain)):
+            corrected = plain.coefficients + found.correction
+            fit, degree, field = replace(plain, coefficients=corrected), powers, found
+    function = fit.after(first) if degree >= 0 else first
+    if field is not None:
+        function = field.after(function)
+        i, j, error, residual = i[field.chosen], j[field.chosen], error[field.chosen], field.residual
+    n_matched = int(keep.sum())
     snr = np.minimum(here["snr"].to_numpy()[i], there["snr"].to_numpy()[j])
     bright = (snr >= BRIGHT_SNR) & here["star"].to_numpy(bool)[i] & there["star"].to_numpy(bool)[j]
     # With few bright stars all count, by what they can tell.
     weight = bright.astype(float) if bright.sum() >= 5 else error**-2
     dx, dy = np.sqrt(np.average(residual**2, axis=0, weights=weight))
-    return fit, len(i), (float(dx), float(dy)), degree
+    return function, n_matched, (float(dx), float(dy)), degree, field is not None
 
 
 def _consistent(left: Floats, error: Floats) -> tuple[npt.NDArray[np.bool_], Floats]:
