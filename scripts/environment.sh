@@ -24,7 +24,7 @@ find_python() {
         echo "$ASTRID_PYTHON"
         return
     fi
-    for name in python3.12 python3.11 python3 python; do
+    for name in python3.11 python3.12 python3 python; do
         if fits "$name"; then command -v "$name"; return; fi
     done
     die "no Python 3.11 or 3.12 on the PATH (Debian: apt-get install python3 python3-venv; or set ASTRID_PYTHON)"
