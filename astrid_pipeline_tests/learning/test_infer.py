@@ -71,7 +71,7 @@ def test_every_source_is_found_once_and_measured(detector):
     assert found["detection_id"].is_unique
     assert found["score"].is_monotonic_decreasing
     # The mask is where the score is over 3: its area grows with the source.
-    order = np.argsort(truth["snr"])
+    order = np.argsort(truth["snr"].to_numpy())
     assert best["mask_area"].iloc[order[-1]] > best["mask_area"].iloc[order[0]] > 5
 
 
