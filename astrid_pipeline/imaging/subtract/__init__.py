@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Methods by name, and the module of this package that holds each.
-METHODS = MappingProxyType({"zogy": "proper"})
+METHODS = MappingProxyType({"zogy": "zogy", "classic": "classic"})
 
 
 def subtract(

@@ -8,6 +8,7 @@ that only one frame lacks is so given what the other frame shows there, through 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +54,9 @@ def smooth_fill(data: Image, bad: _Bool) -> Image:
             weight = ndimage.gaussian_filter(good, width, truncate=3.5)
             value = ndimage.gaussian_filter(np.where(bad[box], np.float32(0), data[box]), width, truncate=3.5)
             own = np.zeros_like(good, bool)
-            own[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cell, box, strict=True))] = True
+            own[tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cell, box, strict=True))] = (
+                True
+            )
             fill = own & left[box] & (weight > ENOUGH)
             out[box][fill] = value[fill] / weight[fill]
             left[box] &= ~fill
@@ -100,7 +103,7 @@ def _pieces(holes: _Bool) -> list[tuple[int, int, slice, slice]]:
 
 def _split(extent: slice, n: int) -> list[tuple[int, int]]:
     edges = np.linspace(extent.start, extent.stop, n + 1).astype(int)
-    return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(int(a), int(b)) for a, b in pairwise(edges)]
 
 
 def fill_pair(
@@ -146,8 +149,7 @@ def fill_pair(
         )
         for i, (yc, xc, rows, columns) in enumerate(part):
             inside = tuple(
-                slice(s.start - c + size // 2, s.stop - c + size // 2)
-                for s, c in ((rows, yc), (columns, xc))
+                slice(s.start - c + size // 2, s.stop - c + size // 2) for s, c in ((rows, yc), (columns, xc))
             )
             for image, solved, hole in ((science, n, bad_science), (reference, r, bad_reference)):
                 where = hole[rows, columns]

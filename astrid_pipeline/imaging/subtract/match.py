@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from astrid_pipeline.errors import SubtractionError
 from astrid_pipeline.imaging.psf_model import PSF
-from astrid_pipeline.imaging.subtract.arrays import Array, Surface, frequencies, normalised_coefficients
+from astrid_pipeline.imaging.subtract.arrays import Surface, frequencies, normalised_coefficients
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.stars import (
     MODEL_ERROR,
@@ -175,13 +175,14 @@ def _join(shape: tuple[int, int], surfaces: list[Surface]) -> Surface:
 
 def _ratio_of_zero_points(pair: Pair) -> float:
     zero_points = [frame.meta.get("zero_point") for frame in (pair.science, pair.reference)]
-    if any(z is None or not np.isfinite(z) for z in zero_points):
+    values = [float(z) if z is not None else float("nan") for z in zero_points]
+    if not np.isfinite(values).all():
         raise SubtractionError(
             "the two frames have fewer than three sources in common, and no zero points",
             where=pair.science.name,
             remedy="give both frames meta['zero_point'], or use deeper or wider frames",
         )
-    return float(10 ** (0.4 * (float(zero_points[0]) - float(zero_points[1]))))
+    return float(10 ** (0.4 * (values[0] - values[1])))
 
 
 def _first_ratio(stamps: Stamps) -> float:
@@ -261,7 +262,7 @@ def measure(stamps: Stamps, pair: Pair, ratio: Surface, shift: Surface, sky: Sur
     import torch
 
     difference, design, weight = columns(stamps, pair, ratio, shift, sky, order)
-    n, j = design.shape[:2]
+    j = design.shape[1]
     flat = torch.cat([design.flatten(2), torch.ones_like(difference).flatten(1)[:, None]], dim=1).double()
     y = difference.flatten(1).double()
     w = weight.flatten(1).double()

@@ -27,6 +27,9 @@ TOLERANCE = 0.015
 
 #: Beyond the frame nothing is known of either image, so that even a small share of a star there shows.
 TOUCHED_EDGE = 0.005
+#: Light from beyond the frame, in units of a pixel's noise, above which a position counts as `Mask.EDGE`. Half of it is
+#: matched anyway, and a PSF sums some ten pixels.
+LEAK = 0.5
 
 _Bool = npt.NDArray[np.bool_]
 
@@ -105,6 +108,30 @@ def difference_mask(science: MaskArray, reference: MaskArray, fwhm: float) -> Ma
     edge = np.ones(out.shape, bool)
     edge[band : out.shape[0] - band, band : out.shape[1] - band] = False
     out[edge] |= np.int32(Mask.EDGE)
+    return out
+
+
+def edge_leak(science: Image, reference: Image, psf: npt.NDArray[np.float64], sigma: float) -> _Bool:
+    """Return where light from beyond the frame matters, (height, width) bool.
+
+    A star whose centre lies outside cannot be matched, since each image would need of it what only the other's PSF
+    spreads inside. What is beyond is taken to mirror what is inside, and spread by the PSF; where it gives more than
+    `LEAK` of a pixel's noise, the score is not to be trusted.
+    """
+    from scipy.signal import fftconvolve
+
+    out = np.zeros(science.shape, bool)
+    reach = psf.shape[0] // 2
+    if min(science.shape) <= 2 * reach:
+        return np.ones(science.shape, bool)
+    for axis, end in ((0, False), (0, True), (1, False), (1, True)):
+        turned = [np.moveaxis(image, axis, 0) for image in (science, reference)]
+        strip = np.maximum(*(image[::-1][:reach] if end else image[:reach] for image in turned))
+        beyond = np.concatenate([np.maximum(strip[::-1], 0), np.zeros_like(strip)])
+        leak = fftconvolve(beyond, psf, mode="same")[reach:]
+        target = np.moveaxis(out, axis, 0)
+        target = target[::-1] if end else target
+        target[:reach] |= leak > LEAK * sigma
     return out
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.subtract.arrays import (
     Array,
     fast_length,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Side of the cells of which each gives at most one source: the sources are spread over the frame.
 CELL = 24
-#: Peak of a pixel over its noise, in both frames: a star of FWHM 2.5 px has then S/N of some 35 and a position to 0.03 px.
+#: Peak of a pixel over its noise, in both frames: a star of FWHM 2.5 px has then S/N 35, and a position to 0.03 px.
 MIN_PEAK = 10.0
 #: The most sources that are used. 1500 fix 50 parameters of a smooth surface to 0.2 of a single source's error.
 MAX_SOURCES = 1500
@@ -144,17 +145,23 @@ def cut_stamps(pair: Pair, device: torch.device) -> Stamps:
 
     reach, margin = reach_of(pair)
     size = fast_length(2 * (reach + margin) + 1)
-    border = size // 2 + 1
-    x, y = find_sources(pair, border)
+    # Near the border a stamp looks beyond the frame, where both images are 0: a surface needs sources there too.
+    x, y = find_sources(pair, reach + 3)
     keep = clean(pair, x, y, reach + margin // 2) if len(x) else np.zeros(0, bool)
     x, y = x[keep][:MAX_SOURCES], y[keep][:MAX_SOURCES]
     offsets = np.arange(size) - size // 2
-    index = (y[:, None, None] + offsets[:, None], x[:, None, None] + offsets)
+    rows, columns = y[:, None, None] + offsets[:, None], x[:, None, None] + offsets
+    height, width = pair.shape
+    outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
+    index = (np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1))
 
-    def cut(image: npt.NDArray) -> torch.Tensor:
-        return torch.as_tensor(image[index], device=device)
+    def cut(image: npt.NDArray, beyond: float | None = None) -> torch.Tensor:
+        stamps = image[index]
+        if beyond is not None:
+            stamps = np.where(outside, np.float32(beyond), stamps)
+        return torch.as_tensor(stamps, device=device)
 
-    def local(frame_psf) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def local(frame_psf: PSF) -> torch.Tensor:
         c = torch.as_tensor(normalised_coefficients(frame_psf, x, y), device=device).to(torch.complex64)
         basis = spectra(frame_psf.basis, size, device)
         return torch.einsum("nk,kij->nij", c, basis)
@@ -165,8 +172,8 @@ def cut_stamps(pair: Pair, device: torch.device) -> Stamps:
         x,
         y,
         reach,
-        cut(pair.science.data),
-        cut(pair.reference.data),
+        cut(pair.science.data, 0.0),
+        cut(pair.reference.data, 0.0),
         cut(variance_n),
         cut(variance_r),
         local(psf_n),

@@ -71,22 +71,23 @@ def fit_surface(
     errors: Array,
     max_degree: int,
 ) -> Fit:
-    """Fit a polynomial to values of n ≥ 1 sources; its degree is the one that the sources ask for.
+    """Fit a polynomial of up to `max_degree` to values of n ≥ 1 sources.
 
-    The degree minimises the Bayesian information criterion, n ln(χ²) + k ln n, over the sources that a polynomial of
-    middling degree leaves in.
+    Outliers are found against least squares of as many terms as the sources can carry. The surface itself is the mean
+    of a Gaussian process: coefficients of degree t have a prior of width A ρ^t, and A and ρ are those under which the
+    values are most probable (the evidence). So it is as smooth as the sources say, and a constant if they say nothing.
     """
     n = len(values)
     values, errors = np.asarray(values, float), np.asarray(errors, float)
+    full = Surface.design(shape, max_degree, x, y)
     top = 0
     while top < max_degree and n >= SOURCES_PER_TERM * len(Surface.terms(top + 1)):
         top += 1
     inliers = np.ones(n, bool)
     scatter = 0.0
-    # Outliers are found against a polynomial that is free enough to follow the surface, yet well determined.
     for degree in (min(top, 2), top, top):
+        design = full[:, : len(Surface.terms(degree))]
         for _ in range(4):
-            design = Surface.design(shape, degree, x, y)
             weight = 1 / (errors**2 + scatter**2)
             coefficients, _ = _solve(design[inliers], values[inliers], weight[inliers])
             residual = values - design @ coefficients
@@ -98,40 +99,59 @@ def fit_surface(
             if (kept == inliers).all():
                 break
             inliers = kept
-    weight = 1 / (errors**2 + scatter**2)
-    best: tuple[float, int] = (np.inf, 0)
-    count = int(inliers.sum())
-    for degree in range(top + 1):
-        design = Surface.design(shape, degree, x, y)[inliers]
-        coefficients, _ = _solve(design, values[inliers], weight[inliers])
-        chi2 = float((weight[inliers] * (values[inliers] - design @ coefficients) ** 2).sum())
-        criterion = count * np.log(max(chi2, 1e-12)) + design.shape[1] * np.log(count)
-        if criterion < best[0]:
-            best = (criterion, degree)
-    degree = best[1]
-    design = Surface.design(shape, degree, x, y)
-    coefficients, _ = _solve(design[inliers], values[inliers], weight[inliers])
-    scatter = _excess((values - design @ coefficients)[inliers], errors[inliers], design.shape[1])
-    weight = 1 / (errors**2 + scatter**2)
-    coefficients, covariance = _solve(design[inliers], values[inliers], weight[inliers])
-    error = float(np.sqrt(np.einsum("ni,ij,nj->n", design, covariance, design).mean()))
-    return Fit(Surface(shape, degree, coefficients), inliers, scatter, error)
+    smoothness = np.array([sum(t) for t in Surface.terms(max_degree)])
+    design, good = full[inliers], values[inliers]
+    grid = np.linspace(0, 1, 9)
+    gx, gy = (g.ravel() for g in np.meshgrid(grid * (shape[1] - 1), grid * (shape[0] - 1)))
+    everywhere = Surface.design(shape, max_degree, gx, gy)
+    for _ in range(2):
+        weight = 1 / (errors[inliers] ** 2 + scatter**2)
+        prior = _best_prior(design, good, weight, smoothness)
+        coefficients, covariance = _solve(design, good, weight, 1 / prior**2)
+        # Terms in use: the trace of the hat matrix.
+        used = float(np.einsum("ni,ij,nj,n->", design, covariance, design, weight))
+        scatter = _excess(good - design @ coefficients, errors[inliers], used)
+    error = float(np.sqrt(np.einsum("ni,ij,nj->n", everywhere, covariance, everywhere).mean()))
+    return Fit(Surface(shape, max_degree, coefficients), inliers, scatter, error)
 
 
-def _solve(design: Array, values: Array, weight: Array) -> tuple[Array, Array]:
+def _best_prior(design: Array, values: Array, weight: Array, smoothness: npt.NDArray[np.int64]) -> Array:
+    """Return the widths A ρ^t of the coefficients' prior that make the values most probable."""
+    middle = float(np.average(values, weights=weight))
+    spread = float(np.sqrt(np.average((values - middle) ** 2, weights=weight))) + 1e-12
+    normal, right = design.T @ (weight[:, None] * design), design.T @ (weight * values)
+    best: tuple[float, Array] | None = None
+    for amplitude in (0.001, 0.03, 0.1, 0.3, 1.0, 3.0):
+        for decay in (0.3, 0.5, 0.7, 0.85):
+            width = amplitude * spread * decay ** smoothness.astype(float)
+            width[0] = 1e3 * (abs(middle) + spread)  # the level itself is free
+            matrix = normal + np.diag(1 / width**2)
+            factor = np.linalg.cholesky(matrix)
+            inner = np.linalg.solve(factor, right)
+            evidence = inner @ inner - 2 * np.log(np.diag(factor)).sum() - 2 * np.log(width).sum()
+            if best is None or evidence > best[0]:
+                best = (float(evidence), width)
+    assert best is not None
+    return best[1]
+
+
+def _solve(design: Array, values: Array, weight: Array, prior: Array | None = None) -> tuple[Array, Array]:
+    """Return the least-squares coefficients and their covariance; `prior` holds 1 / width² of each."""
     normal = design.T @ (weight[:, None] * design)
     # A trace of ridge keeps sources on one line, or fewer of them than terms, from being singular.
     normal += np.eye(len(normal)) * 1e-9 * np.trace(normal)
+    if prior is not None:
+        normal += np.diag(prior)
     covariance = np.linalg.inv(normal)
-    return covariance @ (design.T @ (weight * values)), covariance
+    return np.asarray(covariance @ (design.T @ (weight * values))), np.asarray(covariance)
 
 
-def _excess(residual: Array, errors: Array, n_terms: int) -> float:
+def _excess(residual: Array, errors: Array, n_terms: float) -> float:
     """Return the standard deviation that, added to the errors, explains the residuals.
 
     Solves median-like Σ r² / (e² + s²) = n - k for s by bisection; large residuals count as 3 sigma.
     """
-    freedom = max(len(residual) - n_terms, 1)
+    freedom = max(len(residual) - n_terms, 1.0)
 
     def excess(s: float) -> float:
         return float(np.minimum(residual**2 / (errors**2 + s * s), 9.0).sum()) - freedom

@@ -1,4 +1,4 @@
-"""The method ``zogy``: match, fill, subtract properly, and account for what is left."""
+"""The way of a subtraction, whatever the method: match, fill, filter, and account for what is left."""
 
 from __future__ import annotations
 
@@ -8,57 +8,64 @@ import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Difference, Image
+from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.subtract.fill import fill_pair
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.match import Match, solve_match
 from astrid_pipeline.imaging.subtract.score import (
     TOLERANCE,
     difference_mask,
+    edge_leak,
     empty_sky,
     score_width,
     variance_left,
 )
-from astrid_pipeline.imaging.subtract.zogy import Scene, subtract_tiles
+from astrid_pipeline.imaging.subtract.engine import Filters, Scene, filter_tiles
 
 if TYPE_CHECKING:
     import torch
 
 
-def difference(pair: Pair, device: torch.device) -> Difference:
-    """Return ZOGY's difference of a pair."""
+def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Difference:
+    """Return the difference of a pair by the method that the filters are of."""
     match = solve_match(pair, device)
     scene = build_scene(pair, match, device)
-    proper = subtract_tiles(scene)
-    flux, variance, static, proper_difference = (
-        image.cpu().numpy() for image in (proper.flux, proper.variance, proper.static, proper.difference)
+    filtered = filter_tiles(scene, filters)
+    flux, variance, static, plain = (
+        image.cpu().numpy()
+        for image in (filtered.flux, filtered.variance, filtered.static, filtered.difference)
     )
     science_mask, reference_mask = pair.science.mask, pair.reference.mask
-    mask = difference_mask(science_mask, reference_mask, proper.psf.fwhm())
+    mask = difference_mask(science_mask, reference_mask, filtered.psf.fwhm())
+    pixels = scene.science.cpu().numpy(), scene.reference.cpu().numpy()
+    broad = max((scene.psf_science, scene.psf_reference), key=lambda psf: psf.fwhm())
+    leak = edge_leak(*pixels, broad.stamp(), scene.science_sigma)
+    mask[leak] |= np.int32(Mask.EDGE)
     bad = mask != 0
     extra, left = variance_left(flux, variance, static, bad)
     empty = empty_sky(static, variance, bad)
     null = variance + extra
-    score = flux / np.sqrt(null)
+    score: Image = flux / np.sqrt(null)
     raw = score_width(score, empty)
     scale = raw if abs(raw - 1) > TOLERANCE else 1.0
     score /= np.float32(scale)
     # A source that is there adds its own photons' noise.
-    own = np.float32(proper.own_noise * scene.science_slope) * np.maximum(flux, 0)
+    own = np.float32(filtered.own_noise * scene.science_slope) * np.maximum(flux, 0)
     flux_err = np.sqrt(null * np.float32(scale**2) + own)
     ratio = match.ratio.image()
     reference_variance = parts(pair.reference)[0] * ratio**2
-    a, b = proper.difference_weights
+    a, b = filtered.difference_weights
     data_variance = np.float32(a) * parts(pair.science)[0] + np.float32(b) * reference_variance
     return Difference(
-        data=proper_difference,
+        data=plain,
         variance=data_variance * np.float32(scale**2),
         mask=mask,
-        psf=proper.psf,
+        psf=filtered.psf,
         score=score,
         flux=flux,
         flux_err=flux_err,
-        science=scene.science.cpu().numpy(),
-        reference=scene.reference.cpu().numpy(),
+        science=pixels[0],
+        reference=pixels[1],
         wcs=pair.science.wcs,
         meta={
             **pair.science.meta,
@@ -96,7 +103,7 @@ def match_meta(pair: Pair, match: Match) -> dict[str, Any]:
 
 
 def build_scene(pair: Pair, match: Match, device: torch.device) -> Scene:
-    """Return the frames as ZOGY wants them: sky gone, the reference in the science frame's flux, holes filled."""
+    """Return the frames as the filters want them: sky gone, the reference in the science frame's flux, holes filled."""
     import torch
 
     ratio = match.ratio.image()

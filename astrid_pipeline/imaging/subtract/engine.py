@@ -1,0 +1,361 @@
+"""Filtering two frames tile by tile, with PSFs that vary over the frame; the method decides by which filters.
+
+Every linear method makes of the unlikeness U = P_r N − Q R (zero where nothing changed) a score S = W U and a
+difference D = W_D U. With the reference scaled to the science frame's flux (F_n = F_r = 1; equation numbers of Zackay, Ofek &
+Gal-Yam 2016):
+
+- k_n = W P_r, k_r = W Q                             (eqs 28, 29)
+- V(S_N) = V(ε_n) ∗ k_n², V(S_R) = V(ε_r) ∗ k_r²     (eqs 26, 27)
+- F_S = Σ_f W P_r P_n / N_pix, α = S / F_S, σ_α = √V(S) / F_S   (eqs 41-43)
+
+The frame is cut into tiles, each filtered with the W of its centre. Within the tile the PSFs, and the shift between the
+frames, are expanded as quadratic polynomials of position: U becomes a sum of six images, each multiplied by its
+monomial, so that a source is matched with its own PSFs wherever it stands; F_S and V(S) follow the same polynomials. So
+there are no seams to hide, and a tile may be large.
+
+The variance of a pixel estimated from its own counts rises where noise is positive, which skews the score. Where the
+frames' variances are of that kind, the counts' noise is taken out of them, and the light expected if nothing changed is
+put in its place: the maximum-likelihood image of both frames, whose noise is independent of D's (section 3 of the
+paper: D and the coadded image are the two halves of the sufficient statistic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from astrid_pipeline.imaging.psf_model import PSF
+from astrid_pipeline.imaging.subtract.arrays import (
+    Array,
+    Surface,
+    frequencies,
+    normalised_coefficients,
+    spectra,
+)
+from astrid_pipeline.imaging.subtract.tiles import Grid, Mosaic, make_grid, pad, row_of_tiles
+
+if TYPE_CHECKING:
+    import torch
+
+#: Monomials of (dx, dy) by which PSFs and shift vary within a tile.
+MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+#: Terms that change no pixel of the tile's PSFs by more than this share of the peak are left out: 1e-4 of the brightest
+#: unsaturated star (S/N 1000) is a tenth of a sigma.
+NEGLIGIBLE = 1e-4
+#: Side of the small grid on which the normalisations are summed; it holds every PSF.
+SMALL = 64
+
+#: (P_n, P_r, σ_n², σ_r²) → (W, W_D), see the module's text; D scaled such that a change of flux f is f · P_D.
+Filters = Callable[[Any, Any, float, float], tuple[Any, Any]]
+
+
+@dataclass(eq=False)
+class Scene:
+    """What the subtraction needs: science frame and scaled reference, (height, width) on the device, no holes.
+
+    Attributes
+    ----------
+    science, reference:
+        N − sky, and ratio · R, units of the science frame; masked pixels filled.
+    science_variance, reference_variance:
+        Their variances without the counts' own noise (`science_slope` times the data taken off).
+    science_slope, reference_slope:
+        Variance per unit of data that the expected light adds; 0 where the variance maps are expectations already.
+    science_sigma, reference_sigma:
+        Noise of the empty sky in a pixel.
+    psf_science, psf_matched, psf_reference:
+        P_n, Q (P_n corrected so that P_r ∗ N = Q ∗ R) and P_r.
+    shift:
+        Where a source of the science frame stands in the reference, relative.
+    """
+
+    science: torch.Tensor
+    reference: torch.Tensor
+    science_variance: torch.Tensor
+    reference_variance: torch.Tensor
+    science_slope: float
+    reference_slope: float
+    science_sigma: float
+    reference_sigma: float
+    psf_science: PSF
+    psf_matched: PSF
+    psf_reference: PSF
+    shift: Surface
+
+
+@dataclass(eq=False)
+class Filtered:
+    """What comes out, (height, width) on the device, units of the science frame.
+
+    Attributes
+    ----------
+    difference:
+        D.
+    flux, variance:
+        α, and its variance where nothing changed, both at each pixel.
+    static:
+        Flux that the reference shows at each pixel through the same filter, k_r ∗ R / F_S: where sources are, and how
+        steep.
+    psf:
+        P_D at the centre of the frame.
+    own_noise:
+        What a source of flux f adds to the variance of its own flux, divided by f.
+    difference_weights:
+        (Σ d_n², Σ d_r²): what the pixels' variances contribute to D's.
+    """
+
+    difference: torch.Tensor
+    flux: torch.Tensor
+    variance: torch.Tensor
+    static: torch.Tensor
+    psf: PSF
+    own_noise: float
+    difference_weights: tuple[float, float]
+
+
+def margin_of(scene: Scene) -> int:
+    """Return how far the filters reach: two PSF radii, but never over 32 px, where they are below 1e-5."""
+    size = max(scene.psf_science.size, scene.psf_reference.size)
+    return int(min(max(size, 16), 32))
+
+
+class _Model:
+    """A PSF's transforms on one grid of frequencies, and its polynomial within each tile."""
+
+    def __init__(self, psf: PSF, grid: Grid, device: torch.device) -> None:
+        self.psf = psf
+        self.basis = spectra(psf.basis, grid.size, device)
+        self.small = spectra(psf.basis, SMALL, device)
+        x, y = grid.centres()
+        # Nine nodes determine the six monomials of each coefficient.
+        self.nodes = [(i, j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
+        at = np.stack(
+            [
+                normalised_coefficients(psf, x + i * grid.step_x / 2, y + j * grid.step_y / 2)
+                for i, j in self.nodes
+            ],
+            axis=-2,
+        )  # (rows, columns, 9, K)
+        design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.nodes], float)
+        self.node_coefficients = at
+        self.terms = np.einsum("tm,rcmk->rctk", np.linalg.pinv(design), at)  # (rows, columns, 6, K)
+        norm = np.abs(psf.basis).max((1, 2)) / psf.stamp().max()
+        self.size_of_terms = np.abs(self.terms * norm).sum(-1).max((0, 1))  # (6,)
+
+
+def filter_tiles(scene: Scene, filters: Filters) -> Filtered:
+    """Run a subtraction; see the module's text for the equations."""
+    import torch
+
+    device = scene.science.device
+    grid = make_grid((int(scene.science.shape[0]), int(scene.science.shape[1])), margin_of(scene))
+    work = _Worker(scene, filters, grid, device)
+    mosaic = Mosaic(grid, 4, device)
+    # On a CPU one tile at a time stays in the cache; a GPU wants many.
+    batch = 1 if device.type == "cpu" else 64
+    for row in range(grid.rows):
+        for first in range(0, grid.columns, batch):
+            last = min(first + batch, grid.columns)
+            out = work.run(row, first, last)
+            for i in range(last - first):
+                mosaic.add(out[:, i], row, first + i)
+    psf, own_noise, weights = work.summary()
+    difference, flux, variance, static = mosaic.image
+    return Filtered(
+        difference,
+        flux,
+        variance.clamp_min_(1e-30 + 1e-6 * float(torch.median(variance))),
+        static,
+        psf,
+        own_noise,
+        weights,
+    )
+
+
+class _Worker:
+    """The filters of each tile."""
+
+    def __init__(self, scene: Scene, filters: Filters, grid: Grid, device: torch.device) -> None:
+        import torch
+
+        self.scene, self.filters, self.grid, self.device = scene, filters, grid, device
+        self.v_n, self.v_r = scene.science_sigma**2, scene.reference_sigma**2
+        self.padded = [
+            pad(image, grid)
+            for image in (
+                scene.science,
+                scene.reference,
+                scene.science_variance,
+                scene.reference_variance,
+            )
+        ]
+        self.n, self.q, self.r = (
+            _Model(psf, grid, device) for psf in (scene.psf_science, scene.psf_matched, scene.psf_reference)
+        )
+        self.ky, self.kx = frequencies(grid.size, device)
+        half = torch.full((SMALL // 2 + 1,), 2.0, device=device)
+        half[0] = half[-1] = 1.0
+        self.half = half / SMALL**2  # Σ_f over the half plane, divided by N_pix
+        dy, dx = grid.offsets()
+        self.monomials = torch.stack(
+            [torch.as_tensor(np.multiply.outer(dy**q, dx**p), device=device).float() for p, q in MONOMIALS]
+        )
+        self.shift = self._shift_terms()
+        sizes = np.maximum(self.q.size_of_terms, self.r.size_of_terms)
+        sizes = np.maximum(
+            sizes, np.abs(self.shift).max((0, 1, 3)) * 0.6
+        )  # a PSF's slope is some 0.6 of its peak a px
+        self.used = [t for t in range(6) if t == 0 or sizes[t] > NEGLIGIBLE]
+
+    def _shift_terms(self) -> Array:
+        """Return the polynomials of the shift within each tile, (rows, columns, 6, 2)."""
+        x, y = self.grid.centres()
+        at = np.stack(
+            [
+                self.scene.shift.at(x + i * self.grid.step_x / 2, y + j * self.grid.step_y / 2)
+                for i, j in self.q.nodes
+            ],
+            axis=-2,
+        )
+        design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.q.nodes], float)
+        return np.asarray(np.einsum("tm,rcmk->rctk", np.linalg.pinv(design), at))
+
+    def _tensor(self, values: npt.NDArray, kind: str = "complex") -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(
+            values, device=self.device, dtype=torch.complex64 if kind == "complex" else torch.float32
+        )
+
+    def _combine(self, coefficients: Array, basis: torch.Tensor) -> torch.Tensor:
+        """Return Σ_k c_k basis_k for coefficients (..., K), as (..., L, L // 2 + 1)."""
+        c = self._tensor(coefficients)
+        flat = c.reshape(-1, c.shape[-1]) @ basis.flatten(1)
+        return flat.reshape(*c.shape[:-1], *basis.shape[1:])
+
+    def run(self, row: int, first: int, last: int) -> torch.Tensor:
+        """Return difference, flux, variance and static flux of the tiles, (4, n, size, size)."""
+        import torch
+
+        size = self.grid.size
+        part = (row, slice(first, last))
+        n, r, u_n, u_r = (
+            torch.fft.rfft2(row_of_tiles(image, self.grid, row, first, last)) for image in self.padded
+        )
+        shift = self._tensor(self.shift[part], "float")  # (n, 6, 2)
+        r = r * torch.exp(1j * (self.kx * shift[:, 0, 0, None, None] + self.ky * shift[:, 0, 1, None, None]))
+
+        p_n = self._combine(self.n.terms[part][:, 0], self.n.basis)
+        terms_r = self._combine(self.r.terms[part][:, self.used], self.r.basis)  # (n, t, L, L/2+1)
+        terms_q = self._combine(self.q.terms[part][:, self.used], self.q.basis)
+        p_r, q0 = terms_r[:, 0], terms_q[:, 0]
+        filter_s, filter_d = self.filters(p_n, p_r, self.v_n, self.v_r)
+        f_s, noise, small = self._normalisations(part)
+
+        flux = torch.zeros((last - first, size, size), device=self.device)
+        difference = torch.zeros_like(flux)
+        for i, t in enumerate(self.used):
+            gradient = terms_q[:, i]
+            if t:
+                along = self.kx * shift[:, t, 0, None, None] + self.ky * shift[:, t, 1, None, None]
+                gradient = gradient + 1j * along * q0
+            unlike = terms_r[:, i] * n - gradient * r
+            flux += self.monomials[t] * torch.fft.irfft2(filter_s * unlike, s=(size, size))
+            difference += self.monomials[t] * torch.fft.irfft2(filter_d * unlike, s=(size, size))
+        static = torch.fft.irfft2(filter_s * q0 * r, s=(size, size))
+        variance = self._variance(n, r, u_n, u_r, p_n, p_r, small)
+        f_s_map = torch.tensordot(f_s, self.monomials, dims=1)
+        noise_map = torch.tensordot(noise, self.monomials, dims=1)
+        return torch.stack([difference, flux / f_s_map, variance * noise_map / f_s_map**2, static / f_s_map])
+
+    def _variance(
+        self,
+        n: torch.Tensor,
+        r: torch.Tensor,
+        u_n: torch.Tensor,
+        u_r: torch.Tensor,
+        p_n: torch.Tensor,
+        p_r: torch.Tensor,
+        small: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """Return V(S_N) + V(S_R) (eqs 26, 27), with the photon noise of the light expected if nothing changed."""
+        import torch
+
+        size = self.grid.size
+        squares = [torch.fft.rfft2(_enlarge(k**2, size)) for k in small]
+        if self.scene.science_slope or self.scene.reference_slope:
+            # The maximum-likelihood image of the sky under both frames; its own PSF-convolved forms are what N and R
+            # are expected to be. A thousandth of the peak power keeps it from rising where there is no signal.
+            den = self.v_n * p_r.abs() ** 2 + self.v_r * p_n.abs() ** 2 + 1e-3 * (self.v_n + self.v_r)
+            sky = (torch.conj(p_n) * n * self.v_r + torch.conj(p_r) * r * self.v_n) / den
+            u_n = u_n + self.scene.science_slope * p_n * sky
+            u_r = u_r + self.scene.reference_slope * p_r * sky
+        total = u_n * squares[0] + u_r * squares[1]
+        return torch.fft.irfft2(total, s=(size, size))
+
+    def _normalisations(
+        self, part: tuple[int, slice]
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Return F_S and the sky variance of S, relative to the centre's, as polynomials (n, 6); and k_n, k_r.
+
+        Summed on a grid of SMALL² frequencies, at nine nodes of each tile, the filter being that of the centre.
+        """
+        import torch
+
+        nodes_n = self._combine(self.n.node_coefficients[part], self.n.small)  # (n, 9, S, S/2+1)
+        nodes_r = self._combine(self.r.node_coefficients[part], self.r.small)
+        nodes_q = self._combine(self.q.node_coefficients[part], self.q.small)
+        p_n, p_r, q0 = nodes_n[:, 4], nodes_r[:, 4], nodes_q[:, 4]
+        w, _ = self.filters(p_n, p_r, self.v_n, self.v_r)
+        f_s = ((w[:, None] * nodes_n * nodes_r).real * self.half).sum((2, 3))
+        power = w.abs()[:, None] ** 2 * (self.v_n * nodes_r.abs() ** 2 + self.v_r * nodes_q.abs() ** 2)
+        noise = (power * self.half).sum((2, 3))
+        design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.n.nodes], float)
+        fit = self._tensor(np.linalg.pinv(design).T, "float")  # (9, 6)
+        k_n, k_r = (torch.fft.irfft2(w * p, s=(SMALL, SMALL)) for p in (p_r, q0))
+        return f_s @ fit, (noise / noise[:, 4:5]) @ fit, (k_n, k_r)
+
+    def summary(self) -> tuple[PSF, float, tuple[float, float]]:
+        """Return P_D at the frame's centre, what a source's own photons add to its variance, and D's noise weights."""
+        import torch
+
+        height, width = self.grid.shape
+        x, y = (width - 1) / 2, (height - 1) / 2
+        p_n, p_r, q = (
+            self._combine(normalised_coefficients(m.psf, x, y), m.small) for m in (self.n, self.r, self.q)
+        )
+        w, w_d = self.filters(p_n, p_r, self.v_n, self.v_r)
+        stamp = torch.fft.irfft2(p_n * p_r * w_d, s=(SMALL, SMALL))
+        half = SMALL // 2 - 1
+        stamp = (
+            torch.roll(stamp, (half, half), dims=(0, 1))[: 2 * half + 1, : 2 * half + 1]
+            .double()
+            .cpu()
+            .numpy()
+        )
+        k_n = torch.fft.irfft2(w * p_r, s=(SMALL, SMALL))
+        profile = torch.fft.irfft2(p_n, s=(SMALL, SMALL))
+        f_s = float(((w * p_n * p_r).real * self.half).sum())
+        mirrored = torch.flip(k_n, (0, 1)).roll((1, 1), (0, 1))  # k_n(−y): what each pixel weighs in the flux
+        own = float((mirrored**2 * profile).sum()) / f_s**2
+        weights = [float(((p * w_d).abs() ** 2 * self.half).sum()) for p in (p_r, q)]
+        return PSF(stamp[None] / stamp.sum(), shape=self.grid.shape), own, (weights[0], weights[1])
+
+
+def _enlarge(kernel: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a kernel (n, SMALL, SMALL) whose middle is pixel [0, 0] on a grid of `size`²."""
+    h = SMALL // 2
+    if size <= SMALL:
+        # Tiny frames: fold what reaches beyond.
+        rolled = kernel.roll((size // 2, size // 2), (1, 2))[:, :size, :size]
+        return rolled.roll((-(size // 2), -(size // 2)), (1, 2))
+    out = kernel.new_zeros((len(kernel), size, size))
+    out[:, :h, :h] = kernel[:, :h, :h]
+    out[:, :h, -h:] = kernel[:, :h, -h:]
+    out[:, -h:, :h] = kernel[:, -h:, :h]
+    out[:, -h:, -h:] = kernel[:, -h:, -h:]
+    return out
