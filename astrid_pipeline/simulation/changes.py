@@ -32,6 +32,7 @@ class Scene:
     psf: PSF
     reference_psf: PSF
     scale: float
+    reference_depth: int
     sky_psf: SkyPSF
     full_well: float
 
@@ -65,9 +66,12 @@ class Scene:
         return (xs >= border) & (xs < self.shape[1] - border) & (ys >= border) & (ys < self.shape[0] - border)
 
     def overexposed(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Return which positions are on a source that comes near the full well."""
-        rows, columns = np.rint(y).astype(int), np.rint(x).astype(int)
-        return self.variance[rows, columns] > 0.5 * self.full_well
+        """Return which positions are within 4 px of a pixel that comes near the full well in either frame."""
+        offset = np.arange(-4, 5, 2)
+        rows = np.clip(np.rint(y).astype(int)[:, None] + offset, 0, self.shape[0] - 1)[:, :, None]
+        columns = np.clip(np.rint(x).astype(int)[:, None] + offset, 0, self.shape[1] - 1)[:, None, :]
+        then = self.reference_variance[rows, columns] * np.float32(self.reference_depth)
+        return (np.maximum(self.variance[rows, columns], then) > 0.5 * self.full_well).any(axis=(1, 2))
 
 
 class _Places:

@@ -185,6 +185,7 @@ class _Builder:
             self.science_psf.model(),
             self.reference_psf.model(),
             self.scale,
+            o.reference_depth,
             self.science_psf,
             o.full_well,
         )
@@ -247,7 +248,9 @@ class _Builder:
         columns = np.clip(np.rint(x).astype(int), 0, self.shape[1] - 1)
         rows = np.clip(np.rint(y).astype(int), 0, self.shape[0] - 1)
         return truth.assign(
-            snr=flux / both, snr_science=flux / alone, masked=science.mask[rows, columns] != 0
+            snr=flux / both,
+            snr_science=flux / alone,
+            masked=(science.mask | reference.mask)[rows, columns] != 0,
         )
 
 

@@ -64,7 +64,7 @@ TRUTH = TableSchema(
         ),
         Column("length", "float64", "length of the trail, column, or diameter of the ghost", "px"),
         Column("angle", "float64", "its direction, anticlockwise from the x axis", "rad"),
-        Column("masked", "bool", "whether the mask covers its centre"),
+        Column("masked", "bool", "whether the mask of either frame covers its centre"),
     ),
 )
 
