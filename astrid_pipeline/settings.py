@@ -105,6 +105,22 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
         return str(Path(value).expanduser().absolute())
 
+    @field_validator("mlflow_tracking_uri", mode="after")
+    @classmethod
+    def _tracking_place(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://", "postgresql")):
+            raise ValueError("an MLflow server has an address that begins with http:// or https://")
+        return value
+
+    @property
+    def mlflow_server(self) -> str | None:
+        """Address of the MLflow server; None where MLflow's database is used directly.
+
+        MLflow itself puts the database that it was pointed at into `MLFLOW_TRACKING_URI`, for its children.
+        """
+        uri = self.mlflow_tracking_uri
+        return uri if uri and uri.startswith("http") else None
+
     @property
     def store_url(self) -> str:
         """The store's folder (absolute path) or `s3://bucket/prefix`."""

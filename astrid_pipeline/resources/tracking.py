@@ -42,7 +42,7 @@ def _failing(what: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise ServiceError(
             f"cannot {what}: {error}",
-            where=get_settings().mlflow_tracking_uri or "MLflow on AstrID's PostgreSQL",
+            where=get_settings().mlflow_server or "MLflow on AstrID's PostgreSQL",
             remedy="check that the MLflow server (or PostgreSQL) and the store are up, then run this again",
         ) from error
 
@@ -134,7 +134,7 @@ class Tracking(ConfigurableResource):
         if found is None:
             # A server decides itself where files go; without one they go to the store.
             place = None
-            if not get_settings().mlflow_tracking_uri:
+            if not get_settings().mlflow_server:
                 place = f"{service.artifact_root()}/{self.experiment}"
             try:
                 return str(self.client.create_experiment(self.experiment, artifact_location=place))

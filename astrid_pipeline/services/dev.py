@@ -65,7 +65,7 @@ def services(settings: Settings) -> list[Service]:
     command = [sys.executable, "-m", "dagster", "dev", "-m", "astrid_pipeline.definitions"]
     command += ["--host", settings.host, "--port", str(settings.dagster_port), "--log-level", "warning"]
     found = [Service("dagster", "Dagster page", command, shared, dagster, f"{dagster}/server_info")]
-    if not settings.mlflow_tracking_uri:
+    if not settings.mlflow_server:
         command, more = mlflow.server_command(settings)
         page = f"http://{address}:{settings.mlflow_port}"
         found.append(Service("mlflow", "MLflow page", command, {**shared, **more}, page, f"{page}/health"))
@@ -105,7 +105,7 @@ def run_dev(
     out = output or sys.stdout
     stopping = threading.Event()
     check_port(settings.host, settings.dagster_port, "ASTRID_DAGSTER_PORT")
-    if not settings.mlflow_tracking_uri:
+    if not settings.mlflow_server:
         check_port(settings.host, settings.mlflow_port, "ASTRID_MLFLOW_PORT")
     with _signals(stopping):
         say(out, "astrid", "starting; this takes half a minute on the first day")
@@ -151,8 +151,8 @@ def _prepare_databases(settings: Settings) -> None:
 def where_things_are(settings: Settings, running: list[Service]) -> list[str]:
     """Return the lines that tell a person where to look."""
     lines = [f"{service.title:<14} {service.url}" for service in running]
-    if settings.mlflow_tracking_uri:
-        lines.append(f"{'MLflow page':<14} {settings.mlflow_tracking_uri}")
+    if settings.mlflow_server:
+        lines.append(f"{'MLflow page':<14} {settings.mlflow_server}")
     database = f"embedded PostgreSQL in {settings.postgres_folder}"
     if settings.database_url is not None:
         database = postgres.server_url(settings).render_as_string(hide_password=True)

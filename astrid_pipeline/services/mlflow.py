@@ -42,8 +42,8 @@ def tracking_uri(settings: Settings | None = None) -> str:
     """
     settings = settings or get_settings()
     prepare_environment(settings)
-    if settings.mlflow_tracking_uri:
-        return settings.mlflow_tracking_uri
+    if settings.mlflow_server:
+        return settings.mlflow_server
     url = postgres.database_url("mlflow", settings)
     with _lock:
         if url not in _ready:

@@ -70,6 +70,7 @@ def test_variables_are_read_and_empty_ones_are_not(monkeypatch: pytest.MonkeyPat
         ("ASTRID_STORE", "ftp://host/x"),
         ("ASTRID_DATABASE_PREFIX", "a-b; DROP"),
         ("ASTRID_FIRST_NIGHT", "yesterday"),
+        ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
     ],
 )
 def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
@@ -115,6 +116,13 @@ def test_the_env_file_fills_what_is_not_set(tmp_path: Path) -> None:
         check=True,
     )
     assert shown.stdout.split() == ["7", "cuda", "from-file"]
+
+
+def test_a_database_that_mlflow_named_for_its_children_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://postgres@/mlflow?host=/somewhere")
+    assert load_settings().mlflow_server is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    assert load_settings().mlflow_server == "https://mlflow.example.org"
 
 
 def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
