@@ -144,7 +144,13 @@ def move_psf(psf: PSF, pixel_map: PixelMap, source_shape: tuple[int, int]) -> PS
     jacobian = pixel_map.jacobian(x, y)
     # A polynomial must not be asked beyond the frame it was fitted on.
     u, v = np.clip(u, 0, source_shape[1] - 1), np.clip(v, 0, source_shape[0] - 1)
-    stamps = np.array([_move_stamp(psf.stamp(a, b), j) for a, b, j in zip(u, v, jacobian, strict=True)])
+    # One size for all nodes: they become one basis. Less than half a pixel at the edge is not worth another ring.
+    half = psf.size // 2
+    scale = float(np.sqrt(np.abs(np.linalg.det(jacobian)).min()))
+    half_out = half if abs(half / scale - half) < 0.5 else max(2, int(np.ceil(half / scale)))
+    stamps = np.array(
+        [_move_stamp(psf.stamp(a, b), j, half_out) for a, b, j in zip(u, v, jacobian, strict=True)]
+    )
     if number == 1:
         return PSF(stamps, shape=pixel_map.shape, quality=dict(psf.quality))
     exponents = tuple((i, total - i) for total in range(degree + 1) for i in range(total, -1, -1))
@@ -154,16 +160,14 @@ def move_psf(psf: PSF, pixel_map: PixelMap, source_shape: tuple[int, int]) -> PS
     return PSF(basis.reshape(-1, size, size), exponents, pixel_map.shape, dict(psf.quality))
 
 
-def _move_stamp(stamp: Floats, jacobian: Floats) -> Floats:
-    """Return the stamp read along a linear map about its centre, scaled to sum 1."""
+def _move_stamp(stamp: Floats, jacobian: Floats, half_out: int) -> Floats:
+    """Return the stamp read along a linear map about its centre, (2 half_out + 1)² px, scaled to sum 1."""
     from scipy.ndimage import map_coordinates
 
     half = stamp.shape[0] // 2
     # Under a fiftieth of a pixel at the stamp's edge nothing changes that its noise would let one see.
-    if np.abs(jacobian - np.eye(2)).max() * half < 0.02:
+    if half_out == half and np.abs(jacobian - np.eye(2)).max() * half < 0.02:
         return stamp
-    scale = np.sqrt(abs(np.linalg.det(jacobian)))
-    half_out = max(2, int(np.ceil(half / scale)))
     v, u = np.mgrid[-half_out : half_out + 1, -half_out : half_out + 1]
     at_x = jacobian[0, 0] * u + jacobian[0, 1] * v + half
     at_y = jacobian[1, 0] * u + jacobian[1, 1] * v + half
