@@ -40,8 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the run's home."""
+    """Stop the run's PostgreSQL, if a test has started it, and remove the run's home."""
     if _home is not None:
+        if (_home / "postgres").exists():
+            from astrid_pipeline.services import postgres
+            from astrid_pipeline.settings import load_settings
+
+            postgres.stop(load_settings(home=_home))
         shutil.rmtree(_home, ignore_errors=True)
 
 
