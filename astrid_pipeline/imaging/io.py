@@ -267,6 +267,8 @@ def _wcs_header(wcs: WCS | None) -> fits.Header:
 
 def _write(hdus: list[Any], path: str | Path) -> Path:
     path = Path(path)
+    # So that a file that lost its end is told from one that never had more.
+    hdus[0].header["PLANES"] = ",".join(hdu.name for hdu in hdus[1:])
     fits.HDUList(hdus).writeto(path, overwrite=True, checksum=True)
     return path
 
@@ -285,6 +287,11 @@ def _read(
                 if found != kind or hdus[0].header.get("ASTRIDV") != LAYOUT:
                     what = f"holds no {kind} of this version, but {found or 'something else'}"
                     raise ReadError(what, where=path, remedy=remedy)
+                lost = set(hdus[0].header["PLANES"].split(",")) - {hdu.name for hdu in hdus}
+                if lost:
+                    raise ReadError(
+                        f"is truncated: {', '.join(sorted(lost))} missing", where=path, remedy=remedy
+                    )
                 meta = json.loads(hdus[0].header["META"])
                 for hdu in hdus[1:]:
                     if hdu.name == "PSF":
