@@ -338,13 +338,17 @@ def _measure(
 
 
 def locus(widths: _Float) -> float:
-    """Return the width that most sources share: the stars', since galaxies and blends scatter to larger ones.
+    """Return the width that the stars share: galaxies and blends scatter to larger ones, hardly any to smaller.
 
-    It is the middle of the ± 7 % window that holds most widths; of equal windows the narrowest stars win.
+    It is the middle of a ± 7 % window. In a deep field more windows' worth of galaxies than of stars may be there, so
+    the fullest window is not the one: of those that hold at least half as many, the narrowest leads to the stars, and
+    the fullest that begins within its width is theirs.
     """
     values = np.sort(widths[np.isfinite(widths)])
     count = np.searchsorted(values, values * 1.15, side="right") - np.arange(len(values))
-    first = int(np.argmax(count))
+    narrowest = int(np.argmax(count >= 0.5 * count.max()))
+    near = np.searchsorted(values, values[narrowest] * 1.15, side="right")
+    first = narrowest + int(np.argmax(count[narrowest:near]))
     return float(np.median(values[first : first + count[first]]))
 
 
