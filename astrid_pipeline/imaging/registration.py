@@ -25,7 +25,7 @@ from astrid_pipeline.imaging.pixel_map import (
     wcs_map,
 )
 from astrid_pipeline.imaging.residual_field import SmoothField, fit_field
-from astrid_pipeline.imaging.star_match import match, pattern, vote
+from astrid_pipeline.imaging.star_match import beyond_chance, match, pattern, vote
 
 #: Stars used at most, spread over the frame: 2000 give a mean to 0.002 px, more only cost time.
 MAX_STARS = 2000
@@ -255,7 +255,7 @@ def _refine(
     left = wanted[j] - moved[i]
     keep, error = _consistent(left, np.hypot(here["error"].to_numpy()[i], there["error"].to_numpy()[j]))
     i, j, error = i[keep], j[keep], error[keep]
-    if len(i) < MIN_STARS[0]:
+    if len(i) < MIN_STARS[0] or not beyond_chance(len(i), len(here), len(there), radius, shape):
         return None
     offset = wanted[j] - base[i]
     degree, residual = _choose_degree(x[i], y[i], offset, error, centre, scale, trusted)

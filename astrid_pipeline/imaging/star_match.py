@@ -50,10 +50,10 @@ def vote(seen: Floats, there: Floats, shape: tuple[int, int]) -> tuple[float, fl
         )
         # 2 × 2 boxes together, so that a shift on a boundary is not split.
         joined = 4 * uniform_filter(counts, 2, mode="constant")
-        wide = uniform_filter(counts, 25, mode="constant")
+        wide = uniform_filter(counts, 25, mode="nearest")
         chance = poisson.sf(np.rint(joined) - 1, np.maximum(4 * wide, 4 * len(shifts) / counts.size / 4))
         best = np.unravel_index(np.argmin(np.where(joined >= 4, chance, 1.0)), joined.shape)
-        if joined[best] >= 4 and chance[best] * counts.size < CHANCE:
+        if joined[best] >= 4 and chance[best] * 4 * counts.size < CHANCE:
             middle = np.array([edges[best[0]], edges[best[1]]])
             return _centre(shifts, middle, box)
     return None
@@ -83,7 +83,7 @@ def pattern(here: Floats, there: Floats) -> PixelFunction | None:
     for mirror in (1.0, -1.0):
         flipped = seen * (mirror, 1.0)
         try:
-            transform, (matched, _) = astroalign.find_transform(flipped, wanted, max_control_points=50)
+            transform, (matched, _) = astroalign.find_transform(flipped, wanted, max_control_points=40)
         except (astroalign.MaxIterError, TypeError, ValueError):
             # astroalign's ways to say that no triangle fits, or that there are too few stars.
             continue
@@ -119,3 +119,11 @@ def match(seen: Floats, there: Floats, radius: float) -> tuple[Index, Index]:
     _, back = cKDTree(seen[usable]).query(there[nearest])
     mutual = back == np.arange(len(usable))
     return usable[mutual], nearest[mutual]
+
+
+def beyond_chance(matches: int, here: int, there: int, radius: float, shape: tuple[int, int]) -> bool:
+    """Return whether so many matches within `radius` pixels are more than two unrelated lists would have."""
+    from scipy.stats import poisson
+
+    expected = here * there * np.pi * radius**2 / (shape[0] * shape[1])
+    return bool(poisson.sf(matches - 1, expected) < CHANCE)
