@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.frame import Difference
-from astrid_pipeline.imaging.mask import is_set
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 
 #: The planes in order. A model's file repeats them, and `weights.load_model` refuses another order.
 CHANNELS: tuple[str, ...] = ("science", "reference", "difference", "score")
@@ -38,8 +38,8 @@ def unsqueeze_score(plane: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def unusable(difference: Difference) -> npt.NDArray[np.bool_]:
-    """Return (H, W) bool: where either frame's pixel cannot be used."""
-    return is_set(difference.mask, reference=True)
+    """Return (H, W) bool: where either frame's pixel cannot be used, or the filters had not all their pixels."""
+    return is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
 
 
 def _sky_sigma(difference: Difference, name: str) -> float:

@@ -18,23 +18,11 @@ import pandas as pd
 
 from astrid_pipeline.errors import AstridError, ModelError
 from astrid_pipeline.imaging.frame import Difference
-from astrid_pipeline.learning.channels import channels, unusable
-from astrid_pipeline.learning.schema import CLASSES
-from astrid_pipeline.learning.shards import LABELS, Sample, is_whole, write_manifest, write_shard
-from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint
+from astrid_pipeline.learning.samples import labelled_truth, make_sample, no_truth, tiles
+from astrid_pipeline.learning.shards import Sample, is_whole, write_manifest, write_shard
 
 #: Called with the number of images done and the number in all.
 Progress = Callable[[int, int], None]
-
-#: What a truth table's kinds are called here.
-KIND_LABELS: Mapping[str, str] = {
-    "point": "transient",
-    "transient": "transient",
-    "variable": "variable",
-    "moving": "moving",
-    "trail": "moving",
-    "artefact": "artefact",
-}
 
 #: Images of one shard: some 20 MB at 512², so that a killed build loses little and a shard travels easily.
 SHARD_IMAGES = 10
@@ -67,62 +55,6 @@ class Simulated:
     candidates: pd.DataFrame
     case: str
     seed: int
-
-
-def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> pd.DataFrame:
-    """Return the rows of a truth table with the columns of `shards.TRUTH`, but image_id.
-
-    `truth` has x, y, flux, kind (a key of `KIND_LABELS`), and may have class, snr, length and angle. Where there is
-    no S/N it is |flux| over the difference's own flux error at that pixel.
-
-    Raises
-    ------
-    ModelError
-        If a kind is unknown.
-    """
-    kinds = truth["kind"].astype(str)
-    unknown = sorted(set(kinds) - set(KIND_LABELS))
-    if unknown:
-        remedy = f"use one of {', '.join(KIND_LABELS)}"
-        raise ModelError(
-            f"the truth names the kinds {', '.join(unknown)}", where="training data", remedy=remedy
-        )
-    height, width = difference.shape
-    rows = np.clip(np.rint(truth["y"].to_numpy(float)).astype(int), 0, height - 1)
-    cols = np.clip(np.rint(truth["x"].to_numpy(float)).astype(int), 0, width - 1)
-    own = np.abs(truth["flux"].to_numpy(float)) / np.maximum(difference.flux_err[rows, cols], 1e-30)
-    given = truth["snr"].to_numpy(float) if "snr" in truth else np.full(len(truth), np.nan)
-    return pd.DataFrame(
-        {
-            "x": truth["x"].to_numpy(float),
-            "y": truth["y"].to_numpy(float),
-            "flux": truth["flux"].to_numpy(float),
-            "snr": np.where(np.isfinite(given), given, own),
-            "label": kinds.map(KIND_LABELS).to_numpy(object),
-            "kind": truth.get("class", kinds).astype(str).to_numpy(object),
-            "length": truth["length"].to_numpy(float) if "length" in truth else np.full(len(truth), np.nan),
-            "angle": truth["angle"].to_numpy(float) if "angle" in truth else np.full(len(truth), np.nan),
-            "usable": ~unusable(difference)[rows, cols],
-            "label_source": source,
-        }
-    )
-
-
-def make_sample(
-    difference: Difference, truth: pd.DataFrame, candidates: pd.DataFrame, info: Mapping[str, Any]
-) -> Sample:
-    """Return one whole difference image as a sample; `truth` is that of `labelled_truth`."""
-    labels = np.where(unusable(difference), np.uint8(UNUSABLE_BIT), np.uint8(0))
-    labels |= np.where(footprint(difference, truth), np.uint8(SOURCE_BIT), np.uint8(0))
-    meta = difference.meta
-    about = {
-        "night": str(meta.get("night", "")),
-        "seeing": float(meta.get("seeing", np.nan)),
-        "score_sigma": float(meta.get("score_sigma", np.nan)),
-        "seed": -1,
-        **info,
-    }
-    return Sample(channels(difference), labels, truth, candidates, about)
 
 
 def simulate_difference(seed: int, shape: tuple[int, int] = (512, 512)) -> Simulated:
@@ -313,10 +245,10 @@ def shards_from_differences(
     samples: list[Sample] = []
     shard = 0
     for difference, truth, candidates in differences:
-        known = labelled_truth(truth, difference, source) if len(truth) else _no_truth()
+        known = labelled_truth(truth, difference, source) if len(truth) else no_truth()
         name = str(difference.meta.get("field", difference.meta.get("exposure_id", "unknown")))
         whole = make_sample(difference, known, candidates, {"case": "real", "source": source})
-        for sample in _tiles(whole, tile, name):
+        for sample in tiles(whole, tile, name):
             samples.append(sample)
             if len(samples) == SHARD_IMAGES:
                 write_shard(folder, shard, samples)
@@ -329,62 +261,3 @@ def shards_from_differences(
             "there is no difference to make samples of", where=folder, remedy="run the nights first"
         )
     return write_manifest(folder, range(shard), {"tile": tile, "split": "all"})
-
-
-def _no_truth() -> pd.DataFrame:
-    names = ("x", "y", "flux", "snr", "length", "angle")
-    empty: dict[str, Any] = {name: np.zeros(0) for name in names}
-    return pd.DataFrame(
-        {
-            **empty,
-            "label": np.zeros(0, object),
-            "kind": np.zeros(0, object),
-            "usable": np.zeros(0, bool),
-            "label_source": "",
-        }
-    )
-
-
-def _tiles(whole: Sample, tile: int, name: str) -> list[Sample]:
-    _, height, width = whole.planes.shape
-    planes, labels = whole.planes, whole.labels
-    below, right = max(tile - height, 0), max(tile - width, 0)
-    if below or right:
-        planes = np.pad(planes, ((0, 0), (0, below), (0, right)))
-        labels = np.pad(labels, ((0, below), (0, right)), constant_values=UNUSABLE_BIT)
-    out = []
-    for y0 in _starts(planes.shape[1], tile):
-        for x0 in _starts(planes.shape[2], tile):
-            out.append(
-                Sample(
-                    planes[:, y0 : y0 + tile, x0 : x0 + tile],
-                    labels[y0 : y0 + tile, x0 : x0 + tile],
-                    _inside(whole.truth, x0, y0, tile),
-                    _inside(whole.candidates, x0, y0, tile),
-                    {**whole.info, "sky": f"{name}/{y0}-{x0}"},
-                )
-            )
-    return out
-
-
-def _starts(size: int, tile: int) -> list[int]:
-    """Return where tiles begin: as few as cover the axis, without overlap but for the last."""
-    return sorted({min(i, size - tile) for i in range(0, size, tile)})
-
-
-def _inside(table: pd.DataFrame, x0: int, y0: int, tile: int) -> pd.DataFrame:
-    """Return the rows whose pixel lies in the tile, positions relative to it."""
-    inside = table["x"].between(x0 - 0.5, x0 + tile - 0.5, inclusive="left") & table["y"].between(
-        y0 - 0.5, y0 + tile - 0.5, inclusive="left"
-    )
-    part = table[inside]
-    return part.assign(x=part["x"] - x0, y=part["y"] - y0)
-
-
-def class_counts(truth: pd.DataFrame) -> dict[str, int]:
-    """Return how many rows of each label there are, all labels named."""
-    counts = truth["label"].value_counts()
-    return {name: int(counts.get(name, 0)) for name in LABELS}
-
-
-assert set(KIND_LABELS.values()) == set(LABELS) == {*CLASSES, "artefact"}

@@ -51,7 +51,7 @@ def render(truth: pd.DataFrame, labels: npt.NDArray[np.uint8], *, x0: int = 0, y
     Parameters
     ----------
     truth:
-        Columns x, y (px in the whole image), snr, label and usable; rows labelled ``artefact`` are answered
+        Columns x, y (px in the whole image), snr_here, label and usable; rows labelled ``artefact`` are answered
         with nothing.
     labels:
         (H, W) bits `UNUSABLE_BIT` and `SOURCE_BIT`.
@@ -62,7 +62,7 @@ def render(truth: pd.DataFrame, labels: npt.NDArray[np.uint8], *, x0: int = 0, y
     mask = ((labels & SOURCE_BIT) != 0).astype(np.float32)
     reach = int(np.ceil(4 * HEAT_SIGMA))
     columns = zip(
-        truth["x"] - x0, truth["y"] - y0, truth["snr"], truth["label"], truth["usable"], strict=True
+        truth["x"] - x0, truth["y"] - y0, truth["snr_here"], truth["label"], truth["usable"], strict=True
     )
     asked: list[tuple[int, int, int]] = []
     for x, y, snr, label, usable in columns:

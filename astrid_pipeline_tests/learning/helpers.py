@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.psf_model import PSF
-from astrid_pipeline.learning.data import labelled_truth, make_sample
+from astrid_pipeline.learning.samples import labelled_truth, make_sample
 from astrid_pipeline.learning.shards import ShardSet, write_manifest, write_shard
 
 PSF_SIGMA = 1.1

@@ -45,7 +45,7 @@ def test_pixels_unusable_in_either_frame_are_zero_in_all_planes(shift):
     difference, _ = toy_difference(3)
     mask = difference.mask.copy()
     mask[20:25, 30:35] = int(Mask.SATURATED) << shift
-    mask[60, 60] = int(Mask.EDGE)  # says something, but the pixel can be used
+    mask[60, 60] = int(Mask.SUSPECT)  # says something, but the pixel can be used
     planes = channels(difference.replace(mask=mask))
     assert (planes[:, 20:25, 30:35] == 0).all()
     assert (planes[:, :, 3] == 0).all()

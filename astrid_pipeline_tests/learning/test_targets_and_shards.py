@@ -7,13 +7,8 @@ import pytest
 from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.learning.channels import channels
-from astrid_pipeline.learning.data import (
-    image_seed,
-    labelled_truth,
-    make_sample,
-    shards_from_differences,
-    split_of,
-)
+from astrid_pipeline.learning.data import image_seed, shards_from_differences, split_of
+from astrid_pipeline.learning.samples import labelled_truth, make_sample
 from astrid_pipeline.learning.shards import ShardSet, write_manifest, write_shard
 from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint, render
 from astrid_pipeline.learning.unet import CLASSES
@@ -21,7 +16,7 @@ from astrid_pipeline_tests.learning.helpers import toy_candidates, toy_differenc
 
 
 def _truth(**columns):
-    base = {"x": 20.3, "y": 14.6, "snr": 20.0, "label": "transient", "usable": True}
+    base = {"x": 20.3, "y": 14.6, "snr": 20.0, "snr_here": 20.0, "label": "transient", "usable": True}
     return pd.DataFrame([{**base, **columns}])
 
 
@@ -38,8 +33,8 @@ def test_heat_is_a_gaussian_with_exactly_1_at_the_nearest_pixel():
     ("change", "asked", "counts"),
     [
         ({}, True, True),
-        ({"snr": 3.0}, False, False),
-        ({"snr": 1.0}, False, True),
+        ({"snr_here": 3.0}, False, False),
+        ({"snr_here": 1.0}, False, True),
         ({"usable": False}, False, False),
         ({"label": "artefact"}, False, True),
     ],
@@ -51,7 +46,7 @@ def test_what_is_asked_for_and_what_does_not_count(change, asked, counts):
 
 
 def test_a_part_of_an_image_has_the_target_of_the_whole():
-    truth = pd.concat([_truth(), _truth(x=31.0, y=2.0, label="moving"), _truth(x=5.0, y=30.0, snr=3.0)])
+    truth = pd.concat([_truth(), _truth(x=31.0, y=2.0, label="moving"), _truth(x=5.0, y=30.0, snr_here=3.0)])
     labels = np.random.default_rng(0).integers(0, 4, (48, 64)).astype(np.uint8)
     whole, part = render(truth, labels), render(truth, labels[8:40, 16:48], x0=16, y0=8)
     for name in ("heat", "mask", "weight"):
@@ -83,6 +78,16 @@ def test_signal_to_noise_where_the_truth_does_not_say_it():
     np.testing.assert_allclose(row["snr"], truth["snr"], rtol=1e-6)
     with pytest.raises(ModelError, match="ufo"):
         labelled_truth(truth.assign(kind="ufo"), difference, "injected")
+
+
+def test_registration_error_takes_signal_to_noise_away():
+    difference, truth = toy_difference(2)
+    plain = labelled_truth(truth, difference, "simulated")
+    np.testing.assert_allclose(plain["snr_here"], truth["snr"], rtol=1e-5)
+    # Astrometric noise three times the photons' makes the score smaller by √10 and leaves the flux's error alone.
+    noisy = labelled_truth(truth, difference.replace(score=difference.score / np.sqrt(10)), "simulated")
+    np.testing.assert_allclose(noisy["snr_here"], truth["snr"] / np.sqrt(10), rtol=1e-5)
+    np.testing.assert_allclose(noisy["snr"], truth["snr"])
 
 
 def test_a_source_on_a_masked_pixel_is_not_usable():
