@@ -130,9 +130,9 @@ def linearise(counts: Image, coefficients: Sequence[float]) -> Image:
 def subtract_overscan(amplifier: Amplifier) -> tuple[Image, float | None, float | None]:
     """Return an amplifier's data section minus its overscan, the overscan's level, and its noise in one pixel.
 
-    An overscan beside the data gives a level for each row (the median over its columns), one above or below it a
-    level for each column. Rows share a slowly varying level unless they really differ: if the medians scatter no
-    more about a smooth curve than their own error explains, the curve is used, which adds less noise.
+    An overscan beside the data gives a level for each row (the clipped mean over its columns), one above or below it
+    a level for each column. Rows share a slowly varying level unless they really differ: if the means scatter no more
+    about a smooth curve than their own error explains, the curve is used, which adds less noise.
     """
     data = cut(amplifier.data, amplifier.data_section)
     if amplifier.overscan_section is None:
@@ -141,27 +141,35 @@ def subtract_overscan(amplifier: Amplifier) -> tuple[Image, float | None, float 
     v0, v1, u0, u1 = amplifier.overscan_section
     overscan = cut(amplifier.data, amplifier.overscan_section)
     level = float(np.median(overscan))
-    noise = 1.4826 * float(np.median(np.abs(overscan - np.median(overscan, axis=1, keepdims=True))))
-    if noise == 0:
-        noise = float(overscan.std())
-    if v0 <= y0 and v1 >= y1 and u1 - u0 >= _MIN_OVERSCAN_WIDTH:
-        rows = overscan[y0 - v0 : y1 - v0]
-        return data - smooth_levels(np.median(rows, axis=1), noise, rows.shape[1])[:, None], level, noise
     if u0 <= x0 and u1 >= x1 and v1 - v0 >= _MIN_OVERSCAN_WIDTH:
-        columns = overscan[:, x0 - u0 : x1 - u0]
-        return (
-            data - smooth_levels(np.median(columns, axis=0), noise, columns.shape[0])[None, :],
-            level,
-            noise,
-        )
+        means, noise = _clipped_means(overscan[:, x0 - u0 : x1 - u0].T)
+        return data - smooth_levels(means, noise, v1 - v0)[None, :], level, noise
+    if v0 <= y0 and v1 >= y1 and u1 - u0 >= _MIN_OVERSCAN_WIDTH:
+        means, noise = _clipped_means(overscan[y0 - v0 : y1 - v0])
+        return data - smooth_levels(means, noise, u1 - u0)[:, None], level, noise
+    _, noise = _clipped_means(overscan.reshape(1, -1))
     return data - np.float32(level), level, noise
 
 
-def smooth_levels(levels: npt.NDArray[np.floating], noise: float, count: int) -> npt.NDArray[np.float32]:
-    """Return the zero level along rows (or columns) from medians of `count` pixels that each have `noise`.
+def _clipped_means(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+    """Return each row's mean without pixels beyond 4 σ (cosmic rays, charge trailing in), and a pixel's noise.
 
-    A cubic polynomial, fitted with outliers clipped at 4 σ, if what is left scatters like the medians' own error
-    (√(π/2n) of one pixel's noise), else the medians as they are.
+    Counts are integers: a median would be rounded to half a count, and a median deviation to a whole one.
+    """
+    deviation = rows - np.median(rows, axis=1, keepdims=True)
+    scatter = max(1.4826 * float(np.median(np.abs(deviation))), 0.5)
+    keep = np.abs(deviation) <= 4 * scatter
+    count = np.maximum(keep.sum(axis=1), 1)
+    means = np.where(keep, rows, 0).sum(axis=1, dtype=np.float64) / count
+    squares = np.where(keep, np.square(rows - means[:, None]), 0).sum()
+    return means, float(np.sqrt(squares / max(keep.sum() - len(rows), 1)))
+
+
+def smooth_levels(levels: npt.NDArray[np.floating], noise: float, count: int) -> npt.NDArray[np.float32]:
+    """Return the zero level along rows (or columns) from means of `count` pixels that each have `noise`.
+
+    A cubic polynomial, fitted with outliers clipped at 4 σ, if what is left scatters like the means' own error, else
+    the means as they are.
     """
     levels = np.asarray(levels, float)
     n = len(levels)
@@ -178,8 +186,7 @@ def smooth_levels(levels: npt.NDArray[np.floating], noise: float, count: int) ->
         if keep.sum() < 8 or (keep == good).all():
             break
         good = keep
-    # A median of integers also carries the rounding to half a count.
-    expected = np.hypot(noise * np.sqrt(np.pi / 2 / count), 0.25)
+    expected = noise / np.sqrt(count)
     # 1.3: beyond it, the rows' own variation is more than a sixth of the scatter's power again.
     smooth = scatter <= 1.3 * expected and good.mean() > 0.95
     return (fit if smooth else levels).astype(np.float32)
