@@ -74,7 +74,9 @@ def render(frame: Frame, sources: pd.DataFrame) -> npt.NDArray[np.float32]:
     """
     if frame.psf is None:
         raise InputError(
-            "the frame has no PSF to draw sources with", where=frame.name, remedy="measure it first: prepare(frame)"
+            "the frame has no PSF to draw sources with",
+            where=frame.name,
+            remedy="measure it first: prepare(frame)",
         )
     missing = {"x", "y", "flux"} - set(sources.columns)
     if missing:

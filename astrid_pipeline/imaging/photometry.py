@@ -27,9 +27,16 @@ FORCED = TableSchema(
         Column("flux_err", "float64", "its standard error", "units of the science frame"),
         Column("snr", "float64", "flux / flux_err"),
         Column(
-            "upper_limit", "float64", "3 sigma above the flux, or above 0 if that is negative", "units of the science frame"
+            "upper_limit",
+            "float64",
+            "3 sigma above the flux, or above 0 if that is negative",
+            "units of the science frame",
         ),
-        Column("flags", "int32", "mask bits of the pixel (`Mask`; the reference's shifted), 0 if clean; NO_DATA off the frame"),
+        Column(
+            "flags",
+            "int32",
+            "mask bits of the pixel (`Mask`; the reference's shifted), 0 if clean; NO_DATA off the frame",
+        ),
     ),
 )
 

@@ -67,6 +67,14 @@ def frequencies(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return ky, kx
 
 
+def moved(dx: torch.Tensor, dy: torch.Tensor, ky: torch.Tensor, kx: torch.Tensor) -> torch.Tensor:
+    """Return the transforms exp(i k·d) that move n images by −d, (n, size, size // 2 + 1), from d of shape (n,)."""
+    import torch
+
+    # One exponential a row and a column, not one a pixel.
+    return torch.exp(1j * ky * dy[:, None, None]) * torch.exp(1j * kx * dx[:, None, None])
+
+
 def spectra(stamps: Array, size: int, device: torch.device) -> torch.Tensor:
     """Return the transforms (K, size, size // 2 + 1) of stamps (K, S, S) whose middle is moved to pixel [0, 0].
 
@@ -139,3 +147,21 @@ class Surface:
         for (i, j), c in zip(self.terms(self.degree), self.coefficients, strict=True):
             matrix[j, i] = c
         return np.asarray(legendre(v, self.degree) @ matrix @ legendre(u, self.degree).T, np.float32)
+
+
+def join(shape: tuple[int, int], surfaces: list[Surface]) -> Surface:
+    """Return several surfaces as one with a trailing axis."""
+    degree = max(s.degree for s in surfaces)
+    out = np.zeros((len(Surface.terms(degree)), len(surfaces)))
+    for i, surface in enumerate(surfaces):
+        out[: len(surface.coefficients), i] = surface.coefficients
+    return Surface(shape, degree, out)
+
+
+def add(a: Surface, b: Surface) -> Surface:
+    """Return the sum of two single surfaces."""
+    if len(a.coefficients) < len(b.coefficients):
+        a, b = b, a
+    out = a.coefficients.copy()
+    out[: len(b.coefficients)] += b.coefficients
+    return Surface(a.shape, a.degree, out)

@@ -1,8 +1,8 @@
 """Filtering two frames tile by tile, with PSFs that vary over the frame; the method decides by which filters.
 
 Every linear method makes of the unlikeness U = P_r N − Q R (zero where nothing changed) a score S = W U and a
-difference D = W_D U. With the reference scaled to the science frame's flux (F_n = F_r = 1; equation numbers of Zackay, Ofek &
-Gal-Yam 2016):
+difference D = W_D U. With the reference scaled to the science frame's flux (F_n = F_r = 1; numbers of the equations
+of Zackay, Ofek & Gal-Yam 2016):
 
 - k_n = W P_r, k_r = W Q                             (eqs 28, 29)
 - V(S_N) = V(ε_n) ∗ k_n², V(S_R) = V(ε_r) ∗ k_r²     (eqs 26, 27)
@@ -33,6 +33,7 @@ from astrid_pipeline.imaging.subtract.arrays import (
     Array,
     Surface,
     frequencies,
+    moved,
     normalised_coefficients,
     spectra,
 )
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
 
 #: Monomials of (dx, dy) by which PSFs and shift vary within a tile.
 MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
-#: Terms that change no pixel of the tile's PSFs by more than this share of the peak are left out: 1e-4 of the brightest
-#: unsaturated star (S/N 1000) is a tenth of a sigma.
-NEGLIGIBLE = 1e-4
+#: Terms that change no pixel of the tile's PSFs by more than this share of the peak are left out: that much of a star
+#: of S/N 500 is a quarter of a sigma.
+NEGLIGIBLE = 5e-4
 #: Side of the small grid on which the normalisations are summed; it holds every PSF.
 SMALL = 64
 
@@ -168,7 +169,7 @@ def filter_tiles(scene: Scene, filters: Filters) -> Filtered:
     return Filtered(
         difference,
         flux,
-        variance.clamp_min_(1e-30 + 1e-6 * float(torch.median(variance))),
+        variance.clamp_min_(1e-30 + 1e-6 * float(torch.median(variance[::8, ::8]))),
         static,
         psf,
         own_noise,
@@ -247,7 +248,7 @@ class _Worker:
             torch.fft.rfft2(row_of_tiles(image, self.grid, row, first, last)) for image in self.padded
         )
         shift = self._tensor(self.shift[part], "float")  # (n, 6, 2)
-        r = r * torch.exp(1j * (self.kx * shift[:, 0, 0, None, None] + self.ky * shift[:, 0, 1, None, None]))
+        r = r * moved(shift[:, 0, 0], shift[:, 0, 1], self.ky, self.kx)
 
         p_n = self._combine(self.n.terms[part][:, 0], self.n.basis)
         terms_r = self._combine(self.r.terms[part][:, self.used], self.r.basis)  # (n, t, L, L/2+1)
@@ -265,7 +266,8 @@ class _Worker:
                 gradient = gradient + 1j * along * q0
             unlike = terms_r[:, i] * n - gradient * r
             flux += self.monomials[t] * torch.fft.irfft2(filter_s * unlike, s=(size, size))
-            difference += self.monomials[t] * torch.fft.irfft2(filter_d * unlike, s=(size, size))
+            if t < 3:  # D is looked at, not cut at 5 sigma: the first order is enough
+                difference += self.monomials[t] * torch.fft.irfft2(filter_d * unlike, s=(size, size))
         static = torch.fft.irfft2(filter_s * q0 * r, s=(size, size))
         variance = self._variance(n, r, u_n, u_r, p_n, p_r, small)
         f_s_map = torch.tensordot(f_s, self.monomials, dims=1)

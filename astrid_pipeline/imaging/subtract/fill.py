@@ -21,6 +21,7 @@ from astrid_pipeline.imaging.subtract.arrays import (
     Surface,
     fast_length,
     frequencies,
+    moved,
     normalised_coefficients,
     spectra,
 )
@@ -208,7 +209,7 @@ class _Solver:
             for psf, basis in ((self.q, self.basis_q), (self.r, self.basis_r))
         )
         d = send(shift.at(x, y)).float()
-        phase = torch.exp(1j * (self.kx * d[:, 0, None, None] + self.ky * d[:, 1, None, None]))
+        phase = moved(d[:, 0], d[:, 1], self.ky, self.kx)
         den = (self.v_n * p_r.abs() ** 2 + self.v_r * q.abs() ** 2).clamp_min(1e-8 * (self.v_n + self.v_r))
         white = torch.sqrt((self.v_n + self.v_r) / den)
         forward_n, forward_r = p_r * white, -q * phase * white
@@ -287,7 +288,7 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
         bend = (2 * here - before - after).clamp_min(1e-6)
         moves.append(((after - before) / (2 * bend)).clamp(-0.6, 0.6))
     ky, kx = frequencies(size, image.device)
-    cy, cx = (y + moves[0])[:, None, None], (x + moves[1])[:, None, None]
-    star = torch.fft.irfft2(psf * torch.exp(-1j * (ky * cy + kx * cx)), s=(size, size))
+    cy, cx = y + moves[0], x + moves[1]
+    star = torch.fft.irfft2(psf * moved(-cx, -cy, ky, kx), s=(size, size))
     flux = (weight * image * star).sum((1, 2)) / (weight * star**2).sum((1, 2)).clamp_min(1e-12)
     return torch.where(hole > 0, flux.clamp_min(0)[:, None, None] * star, image)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Difference, Image
 from astrid_pipeline.imaging.mask import Mask
+from astrid_pipeline.imaging.subtract.engine import Filters, Scene, filter_tiles
 from astrid_pipeline.imaging.subtract.fill import fill_pair
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.match import Match, solve_match
@@ -20,7 +21,6 @@ from astrid_pipeline.imaging.subtract.score import (
     score_width,
     variance_left,
 )
-from astrid_pipeline.imaging.subtract.engine import Filters, Scene, filter_tiles
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     extra, left = variance_left(flux, variance, static, bad)
     empty = empty_sky(static, variance, bad)
     null = variance + extra
-    score: Image = flux / np.sqrt(null)
+    score = np.asarray(flux / np.sqrt(null), np.float32)
     raw = score_width(score, empty)
     scale = raw if abs(raw - 1) > TOLERANCE else 1.0
     score /= np.float32(scale)

@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.subtract.arrays import (
-    Array,
     fast_length,
-    frequencies,
     normalised_coefficients,
     spectra,
 )
@@ -32,8 +30,6 @@ CELL = 24
 MIN_PEAK = 10.0
 #: The most sources that are used. 1500 fix 50 parameters of a smooth surface to 0.2 of a single source's error.
 MAX_SOURCES = 1500
-#: Relative error of a stamp's pixels besides their noise, so that the brightest star does not decide alone.
-MODEL_ERROR = 0.005
 
 
 @dataclass(eq=False)
@@ -132,11 +128,10 @@ def find_sources(pair: Pair, border: int) -> tuple[npt.NDArray[np.int64], npt.ND
 
 def clean(pair: Pair, x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], half: int) -> npt.NDArray[np.bool_]:
     """Return which positions have no unusable pixel within `half` of them."""
-    total = np.zeros((pair.shape[0] + 1, pair.shape[1] + 1), np.int32)
-    np.cumsum(np.cumsum(pair.bad, axis=0, dtype=np.int32), axis=1, out=total[1:, 1:])
-    y0, y1 = np.maximum(y - half, 0), np.minimum(y + half + 1, pair.shape[0])
-    x0, x1 = np.maximum(x - half, 0), np.minimum(x + half + 1, pair.shape[1])
-    return np.asarray(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0] == 0)
+    offsets = np.arange(-half, half + 1)
+    rows = np.clip(y[:, None, None] + offsets[:, None], 0, pair.shape[0] - 1)
+    columns = np.clip(x[:, None, None] + offsets, 0, pair.shape[1] - 1)
+    return np.asarray(~pair.bad[rows, columns].any((1, 2)))
 
 
 def cut_stamps(pair: Pair, device: torch.device) -> Stamps:
@@ -146,7 +141,7 @@ def cut_stamps(pair: Pair, device: torch.device) -> Stamps:
     reach, margin = reach_of(pair)
     size = fast_length(2 * (reach + margin) + 1)
     # Near the border a stamp looks beyond the frame, where both images are 0: a surface needs sources there too.
-    x, y = find_sources(pair, reach + 3)
+    x, y = (v[: 3 * MAX_SOURCES] for v in find_sources(pair, reach + 3))
     keep = clean(pair, x, y, reach + margin // 2) if len(x) else np.zeros(0, bool)
     x, y = x[keep][:MAX_SOURCES], y[keep][:MAX_SOURCES]
     offsets = np.arange(size) - size // 2
@@ -179,50 +174,3 @@ def cut_stamps(pair: Pair, device: torch.device) -> Stamps:
         local(psf_n),
         local(psf_r),
     )
-
-
-@dataclass(eq=False)
-class Measured:
-    """What single sources say.
-
-    Attributes
-    ----------
-    values, errors:
-        (n, J) amplitudes of the columns `names`, and their errors as the scatter within the stamp has them.
-    chi2:
-        (n,) reduced χ² of what is left.
-    snr:
-        (n,) amplitude of the first column over its error.
-    """
-
-    values: Array
-    errors: Array
-    chi2: Array
-
-    @property
-    def snr(self) -> Array:
-        """Signal-to-noise of the flux ratio."""
-        return np.asarray(self.values[:, 0] / self.errors[:, 0])
-
-
-def derivatives(size: int, order: int, device: torch.device) -> torch.Tensor:
-    """Return the transforms (J, size, size // 2 + 1) of 1, ∂x, ∂y, ∂xx, ∂xy, ∂yy, … up to `order`."""
-    import torch
-
-    ky, kx = frequencies(size, device)
-    one = torch.ones((size, size // 2 + 1), device=device)
-    columns = []
-    for total in range(order + 1):
-        for j in range(total + 1):
-            columns.append((1j) ** total * (kx ** (total - j) * ky**j * one))
-    out = torch.stack([c.to(torch.complex64) for c in columns])
-    # The Nyquist row and column of an odd derivative have no real counterpart.
-    odd = torch.as_tensor([sum(t) % 2 == 1 for t in orders(order)], device=device)
-    out[odd, size // 2, :] = 0
-    out[odd, :, size // 2] = 0
-    return out
-
-
-def orders(order: int) -> list[tuple[int, int]]:
-    """Return (powers of ∂x, of ∂y) in the order of `derivatives`."""
-    return [(total - j, j) for total in range(order + 1) for j in range(total + 1)]

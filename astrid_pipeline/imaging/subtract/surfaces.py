@@ -28,7 +28,7 @@ class Fit:
     scatter:
         Standard deviation of the sources about it beyond their errors.
     error:
-        Root mean square of the surface's own standard error at the sources.
+        Median over the frame of the surface's own standard error.
     """
 
     surface: Surface
@@ -109,9 +109,9 @@ def fit_surface(
         prior = _best_prior(design, good, weight, smoothness)
         coefficients, covariance = _solve(design, good, weight, 1 / prior**2)
         # Terms in use: the trace of the hat matrix.
-        used = float(np.einsum("ni,ij,nj,n->", design, covariance, design, weight))
+        used = float((((design @ covariance) * design).sum(1) * weight).sum())
         scatter = _excess(good - design @ coefficients, errors[inliers], used)
-    error = float(np.sqrt(np.einsum("ni,ij,nj->n", everywhere, covariance, everywhere).mean()))
+    error = float(np.sqrt(np.median(((everywhere @ covariance) * everywhere).sum(1))))
     return Fit(Surface(shape, max_degree, coefficients), inliers, scatter, error)
 
 

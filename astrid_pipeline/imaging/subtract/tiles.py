@@ -52,7 +52,7 @@ class Grid:
         y = (np.arange(self.rows) + 0.5) * self.step_y - 0.5
         x = (np.arange(self.columns) + 0.5) * self.step_x - 0.5
         yy, xx = np.meshgrid(y, x, indexing="ij")
-        return xx, yy
+        return np.asarray(xx, np.float64), np.asarray(yy, np.float64)
 
     def offsets(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return (dy, dx) of a tile's pixels from its centre, in units of half a step."""
