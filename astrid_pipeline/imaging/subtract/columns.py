@@ -122,7 +122,7 @@ def measure(stamps: Stamps, ratio: Surface, shift: Surface, sky: Surface, order:
     """Fit each source by itself: amplitude (relative to `ratio`), shift, and second moments of the PSF difference."""
     import torch
 
-    difference, design, weight = columns(stamps, pair, ratio, shift, sky, order)
+    difference, design, weight = columns(stamps, ratio, shift, sky, order)
     j = design.shape[1]
     flat = torch.cat([design.flatten(2), torch.ones_like(difference).flatten(1)[:, None]], dim=1).double()
     y = difference.flatten(1).double()

@@ -51,15 +51,16 @@ class Grid:
         """Return x, y of the middle of each tile's own part, shape (rows, columns)."""
         y = (np.arange(self.rows) + 0.5) * self.step_y - 0.5
         x = (np.arange(self.columns) + 0.5) * self.step_x - 0.5
-        yy, xx = np.meshgrid(y, x, indexing="ij")
-        return np.asarray(xx, np.float64), np.asarray(yy, np.float64)
+        yy, xx = np.meshgrid(y.astype(np.float64), x.astype(np.float64), indexing="ij")
+        return xx, yy
 
     def offsets(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return (dy, dx) of a tile's pixels from its centre, in units of half a step."""
         start = -self.border
-        y = (np.arange(self.size) + start - (self.step_y / 2 - 0.5)) / (self.step_y / 2)
-        x = (np.arange(self.size) + start - (self.step_x / 2 - 0.5)) / (self.step_x / 2)
-        return y, x
+        pixel = np.arange(self.size, dtype=np.float64) + start
+        y = (pixel - (self.step_y / 2 - 0.5)) / (self.step_y / 2)
+        x = (pixel - (self.step_x / 2 - 0.5)) / (self.step_x / 2)
+        return np.asarray(y, np.float64), np.asarray(x, np.float64)
 
     def window(self, step: int) -> npt.NDArray[np.float32]:
         """Return the weight along one axis; over all tiles it sums to 1 at every pixel of the frame."""
