@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from astrid_pipeline.archives.base import Archive, ExposureRecord, Field
 from astrid_pipeline.errors import MissingProductError, NoReferenceError
 from astrid_pipeline.night.masters import nearest_night
-from astrid_pipeline.night.references import choose_reference, note_of, plan_references
+from astrid_pipeline.night.references import MIN_FRAMES, choose_reference, note_of, plan_references
 
 
 class ProductView(Protocol):
@@ -96,7 +96,8 @@ def ready_steps(archive: Archive, listing: Listing, products: ProductView) -> li
         set(products.nights("calibrated_frames", name)),
         set(products.nights("night_summary", name)),
     )
-    steps: list[Step] = []
+    judged: list[Step] = []
+    unjudged: list[Step] = []
     for night, records in listing.nights.items():
         if any(f"{record.instrument}|{night}" in waiting for record in records):
             continue
@@ -105,15 +106,33 @@ def ready_steps(archive: Archive, listing: Listing, products: ProductView) -> li
         partition = f"{name}|{night}"
         if _judged(references, records, night):
             if not fresh or night not in processed:
-                steps.append(Step.on("process_night", partition, ids))
+                judged.append(Step.on("process_night", partition, ids))
         elif not fresh:
-            steps.append(Step.on("calibrate_night", partition, ids))
-    if masters or any(step.job == "calibrate_night" for step in steps):
-        # Nights that are still to be calibrated may go into a reference: what it judges waits for it.
-        return masters + [s for s in steps if s.job == "calibrate_night"]
+            unjudged.append(Step.on("calibrate_night", partition, ids))
+    founders = {f"{name}|{night}" for night in founding_nights(listing)}
+    first = [step for step in unjudged if step.partition in founders]
+    if masters or first:
+        # Frames that are still to be calibrated may go into a reference: what it judges waits for it.
+        return masters + first
     # A new reference judges nights to come, not those already waiting for an older one; but the first one opens
-    # the way to all of them.
-    return _references_due(listing, products, references) or steps
+    # the way to all of them. Where the founding frames were not good enough, the next night lends its own.
+    return _references_due(listing, products, references) or judged or unjudged[:1]
+
+
+def founding_nights(listing: Listing) -> set[str]:
+    """Return the nights whose frames make the first references; the others are calibrated when they are judged."""
+    policy = listing.field.reference
+    if policy.startswith("exposures:"):
+        wanted = {name.strip() for name in policy.removeprefix("exposures:").split(",")}
+        return {n for n, records in listing.nights.items() if any(r.exposure_id in wanted for r in records)}
+    nights: set[str] = set()
+    counts: dict[str, int] = {}
+    for night, records in listing.nights.items():
+        if any(counts.get(record.filter, 0) < MIN_FRAMES for record in records):
+            nights.add(night)
+        for record in records:
+            counts[record.filter] = counts.get(record.filter, 0) + 1
+    return nights
 
 
 def _missing_masters(archive: Archive, listing: Listing, products: ProductView) -> list[Step]:

@@ -129,6 +129,15 @@ def test_a_survey_is_walked_once_in_order(raw):
     assert sum(s.job == "make_masters" for s in done) == (3 if raw else 0)
     assert len({s.run_key for s in done}) == len(done)
     assert ready_steps(archive, Listing.of(archive, FIELD), made) == []
+    # A night that waits for a reference is calibrated once, when it is judged.
+    assert [s.partition for s in done if s.job == "calibrate_night"] == ["m33|2026-01-01"]
+
+
+def test_named_reference_exposures_are_calibrated_first():
+    archive = Archive({"2026-01-01": 1, "2026-01-02": 1, "2026-01-03": 1}, raw=False)
+    named = replace(FIELD, reference="exposures:2026-01-03-g0,2026-01-03-r0")
+    steps = ready_steps(archive, Listing.of(archive, named), Made(archive))
+    assert [(s.job, s.partition) for s in steps] == [("calibrate_night", "m33|2026-01-03")]
 
 
 def test_a_late_exposure_remakes_its_night_alone():
