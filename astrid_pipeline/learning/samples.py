@@ -1,4 +1,4 @@
-"""One labelled image: what is true of a difference, as the columns and planes that training wants, whole or in tiles."""
+"""One labelled image: what is true of a difference, as the columns and planes of a training set, whole or in tiles."""
 
 from __future__ import annotations
 
