@@ -130,13 +130,16 @@ def _clip(
         )[0]
         centre[rows] = np.where(n > 0, 0.5 * (low + high), 0)
         count[rows] = n
-    bright = maximum_filter(np.abs(centre), 3)
+    broadest, sharpest, usual = max(widths), min(widths), float(np.median(widths))
+    # Where a broad PSF's wings are light that a sharp one has nearer its core, the core decides what may differ.
+    bright = maximum_filter(np.abs(centre), 3 + 2 * min(6, int(np.ceil(broadest - sharpest))))
     # The centre of two is the lower one; its error counts in full.
     excess = np.where(count <= 2, 1.0, MEDIAN_EXCESS / np.maximum(count, 1)).astype(np.float32)
-    usual = float(np.median(widths))
     kept = []
     for plane, noise, fine, fwhm in zip(data, variance, good, widths, strict=True):
-        flank = FLANK + abs((usual / fwhm) ** 2 - 1)
+        # Peaks go with 1 / FWHM². The centre of two frames may be either one's value.
+        others = (broadest, sharpest) if len(data) == 2 else (usual,)
+        flank = FLANK + max(abs((other / fwhm) ** 2 - 1) for other in others)
         limit = np.sqrt(noise * (1 + excess))
         limit *= np.float32(clip)
         limit += np.float32(flank) * bright
