@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Difference, Image
-from astrid_pipeline.imaging.mask import Mask
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 from astrid_pipeline.imaging.subtract.engine import Filters, Scene, filter_tiles
 from astrid_pipeline.imaging.subtract.fill import fill_pair
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
@@ -41,17 +41,19 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     broad = max((scene.psf_science, scene.psf_reference), key=lambda psf: psf.fwhm())
     leak = edge_leak(*pixels, broad.stamp(), scene.science_sigma)
     mask[leak] |= np.int32(Mask.EDGE)
-    bad = mask != 0
-    extra, left = variance_left(flux, variance, static, bad)
+    bad = is_set(mask, int(UNUSABLE | Mask.EDGE), reference=True)
     empty = empty_sky(static, variance, bad)
-    null = variance + extra
-    score = np.asarray(flux / np.sqrt(null), np.float32)
-    raw = score_width(score, empty)
+    # Correlated pixels, or a variance that is off, widen the score everywhere alike. They are taken out first, lest
+    # they pass for errors of the match.
+    raw = score_width(flux, variance, empty)
     scale = raw if abs(raw - 1) > TOLERANCE else 1.0
-    score /= np.float32(scale)
+    variance *= np.float32(scale**2)
+    extra, left = variance_left(flux, variance, static, bad)
+    variance += extra
+    score = np.asarray(flux / np.sqrt(variance), np.float32)
     # A source that is there adds its own photons' noise.
     own = np.float32(filtered.own_noise * scene.science_slope) * np.maximum(flux, 0)
-    flux_err = np.sqrt(null * np.float32(scale**2) + own)
+    flux_err = np.sqrt(variance + own)
     ratio = match.ratio.image()
     reference_variance = parts(pair.reference)[0] * ratio**2
     a, b = filtered.difference_weights
@@ -75,7 +77,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
             "psf_ratio_error": left.shape,
             "score_sigma_raw": raw,
             "score_rescaled": scale != 1.0,
-            "score_sigma": score_width(score, empty),
+            "score_sigma": score_width(flux, variance, empty),
             "masked_fraction": float(bad.mean()),
         },
     )

@@ -79,13 +79,14 @@ def empty_sky(static: Image, variance: Image, bad: _Bool) -> _Bool:
     return (np.abs(static) < 5 * np.sqrt(variance)) & ~bad
 
 
-def score_width(score: Image, empty: _Bool) -> float:
-    """Return the robust standard deviation of the score on empty sky; 1 where there is none of it."""
-    values = score[empty]
-    if len(values) < 100:
+def score_width(flux: Image, variance: Image, empty: _Bool) -> float:
+    """Return the robust standard deviation of the score flux / √variance on empty sky; 1 where there is none of it."""
+    step = max(1, int(np.sqrt(empty.size / 400_000)))
+    sparse = (slice(None, None, step), slice(None, None, step))
+    chosen = empty[sparse]
+    if chosen.sum() < 100:
         return 1.0
-    step = max(1, len(values) // 400_000)
-    return robust_sigma(values[::step])
+    return robust_sigma(flux[sparse][chosen] / np.sqrt(variance[sparse][chosen]))
 
 
 def difference_mask(science: MaskArray, reference: MaskArray, fwhm: float) -> MaskArray:
