@@ -65,12 +65,16 @@ def partition_path(asset_key: dg.AssetKey, partition_key: str | None) -> str:
     return "/".join(parts)
 
 
-def list_partitions(store: Store, asset: str) -> list[str]:
-    """Return the partition keys (`field|night`, …) of an asset that are whole in the store, sorted."""
+def list_partitions(store: Store, asset: str, first: str | None = None) -> list[str]:
+    """Return the partition keys (`field|night`, …) of an asset that are whole in the store, sorted.
+
+    With `first`, only those whose first dimension has that value: the rest of the store is not looked at.
+    """
     from urllib.parse import unquote
 
+    folder = file_name(asset) if first is None else f"{file_name(asset)}/{file_name(first)}"
     found = []
-    for entry in store.list(file_name(asset)):
+    for entry in store.list(folder):
         path = entry.key.split("/")[1:]
         if path[-1] == INDEX:
             found.append("|".join(unquote(part) for part in path[:-1]))

@@ -6,14 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import dagster as dg
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,119 +21,25 @@ from astrid_pipeline.errors import MissingProductError, ServiceError, StoreError
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.io_managers import (
     ALLOW_MISSING,
-    SCHEMA,
-    FrameIOManager,
-    TableIOManager,
     as_failure,
-    from_parquet,
     list_partitions,
     partition_path,
-    to_parquet,
 )
 from astrid_pipeline.resources import frames as frames_module
 from astrid_pipeline.resources.frames import Frames, FrameSpool, StoredFrames, file_name
 from astrid_pipeline.resources.store import LocalStore, Store, StoreResource
-from astrid_pipeline.tables import Column, TableSchema
-from astrid_pipeline_tests.s3_servers import s3_server
-
-NIGHTS = dg.MultiPartitionsDefinition(
-    {
-        "field": dg.DynamicPartitionsDefinition(name="fields"),
-        "night": dg.DailyPartitionsDefinition("2026-01-01"),
-    }
-)
-SCHEMA_OF_SOURCES = TableSchema(
-    "sources",
-    "Sources of a test.",
-    (
-        Column("source_id", "string", "its name"),
-        Column("mag", "float32", "brightness", "mag"),
-        Column("flags", "int32", "bits"),
-    ),
-    sort_by=("source_id",),
+from astrid_pipeline_tests.io_support import (
+    NIGHTS,
+    instance,
+    local,
+    make_difference,
+    make_frame,
+    materialize,
+    resource,
 )
 
-
-def key(night: str, field: str = "m31") -> dg.MultiPartitionKey:
-    return dg.MultiPartitionKey({"field": field, "night": night})
-
-
-def make_frame(level: float, exposure_id: str = "e", **meta: Any) -> Frame:
-    rng = np.random.default_rng(int(level))
-    return Frame(
-        rng.normal(level, 3.0, (64, 48)),
-        variance=np.full((64, 48), 9.0),
-        meta={"exposure_id": exposure_id, "mjd": 60000.0, "filter": "r", **meta},
-    )
-
-
-def make_difference(exposure_id: str = "e") -> Difference:
-    plane = np.random.default_rng(5).normal(0, 1, (64, 48)).astype(np.float32)
-    frame = make_frame(10, exposure_id)
-    from astrid_pipeline.imaging.psf_model import PSF
-
-    stamp = np.zeros((5, 5))
-    stamp[2, 2] = 1.0
-    return Difference(
-        data=plane,
-        variance=np.ones_like(plane),
-        mask=frame.mask,
-        psf=PSF.from_stamp(stamp),
-        score=plane,
-        flux=plane,
-        flux_err=np.ones_like(plane),
-        science=frame.data,
-        reference=frame.data,
-        meta={"exposure_id": exposure_id, "method": "zogy"},
-    )
-
-
-@pytest.fixture(params=["folder", pytest.param("moto", marks=pytest.mark.s3)])
-def resource(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[StoreResource]:
-    if request.param == "folder":
-        yield StoreResource(url=str(tmp_path / "store"))
-        return
-    with s3_server("moto", tmp_path) as server:
-        environment = server.environment(prefix="test")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", environment["AWS_ACCESS_KEY_ID"])
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", environment["AWS_SECRET_ACCESS_KEY"])
-        yield StoreResource(url=environment["ASTRID_STORE"], endpoint=server.endpoint)
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> StoreResource:
-    return StoreResource(url=str(tmp_path / "store"))
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as made:
-        made.add_dynamic_partitions("fields", ["m31", "m33"])
-        yield made
-
-
-def managers(store: StoreResource) -> dict[str, Any]:
-    return {"frames": FrameIOManager(store=store), "tables": TableIOManager(store=store)}
-
-
-def materialize(
-    assets: list[Any],
-    store: StoreResource,
-    instance: dg.DagsterInstance,
-    selection: list[Any] | None = None,
-    night: str | None = "2026-01-02",
-    **options: Any,
-) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        assets,
-        selection=selection,
-        partition_key=key(night) if night else None,
-        resources=managers(store),
-        instance=instance,
-        **options,
-    )
+# Fixtures, found by name.
+__all__ = ["instance", "local", "resource"]
 
 
 def load(store: Store, asset: str = "calibrated", night: str = "2026-01-02") -> StoredFrames:
@@ -175,6 +79,8 @@ def test_frames_come_back_as_they_went(resource: StoreResource, instance: dg.Dag
     assert index.code_version == "v7"
     assert frames.meta("2026-01-02-1")["filter"] == "r"
     assert list_partitions(store, "calibrated") == ["m31|2026-01-02"]
+    assert list_partitions(store, "calibrated", "m31") == ["m31|2026-01-02"]
+    assert list_partitions(store, "calibrated", "m3") == []
 
 
 def test_exposures_are_read_when_they_are_asked_for(
@@ -376,7 +282,7 @@ from pathlib import Path
 import dagster as dg
 from astrid_pipeline.resources import frames
 from astrid_pipeline.resources.store import StoreResource
-from astrid_pipeline_tests.test_io_managers import NIGHTS, make_frame, materialize
+from astrid_pipeline_tests.io_support import NIGHTS, make_frame, materialize
 from astrid_pipeline import io_managers
 
 original, count = io_managers.write_product, []
@@ -425,119 +331,6 @@ def test_killed_in_mid_write_the_old_product_is_whole(
     # Made again, the partition is whole and new.
     materialize([calibrated], resource, instance)
     assert sorted(load(store)) == sorted(frames)
-
-
-# -- tables ------------------------------------------------------------------------------------------------
-
-
-@dg.asset(
-    partitions_def=NIGHTS, io_manager_key="tables", metadata={SCHEMA: SCHEMA_OF_SOURCES}, code_version="v2"
-)
-def sources(context: dg.AssetExecutionContext) -> pd.DataFrame:
-    night = context.partition_key.keys_by_dimension["night"]
-    if night == "2026-01-03":
-        return pd.DataFrame()
-    return pd.DataFrame(
-        {"source_id": [f"{night}-b", f"{night}-a"], "mag": [20.5, None], "flags": [1, 2], "more": ["x", "y"]}
-    )
-
-
-def test_tables_keep_their_schema(resource: StoreResource, instance: dg.DagsterInstance) -> None:
-    import pyarrow.parquet as pq
-
-    seen = {}
-
-    @dg.asset(partitions_def=NIGHTS, io_manager_key="tables")
-    def down(sources: pd.DataFrame) -> None:
-        seen["table"] = sources
-
-    result = materialize([sources, down], resource, instance)
-    table = seen["table"]
-    assert list(table.columns) == ["source_id", "mag", "flags", "more"]
-    assert list(table.source_id) == ["2026-01-02-a", "2026-01-02-b"], "sorted as the schema says"
-    assert [str(t) for t in table.dtypes] == ["object", "float32", "int32", "object"]
-    assert np.isnan(table.mag[0])
-    metadata = result.asset_materializations_for_node("sources")[0].metadata
-    assert metadata["dagster/row_count"].value == 2
-    store = resource.open()
-    with store.open_local("sources/m31/2026-01-02.parquet") as path:
-        schema = pq.read_schema(path)
-    assert schema.field("mag").metadata == {b"unit": b"mag", b"description": b"brightness"}
-    assert schema.metadata[b"astrid.run_id"].decode() == result.run_id
-    assert schema.metadata[b"astrid.code_version"] == b"v2"
-    assert list_partitions(store, "sources") == ["m31|2026-01-02"]
-
-
-def test_the_same_table_has_the_same_bytes() -> None:
-    table = pd.DataFrame({"source_id": ["b", "a"], "mag": [1.0, 2.0], "flags": [1, 2]})
-    assert to_parquet(table, SCHEMA_OF_SOURCES) == to_parquet(table.iloc[::-1], SCHEMA_OF_SOURCES)
-
-
-def test_tables_of_many_nights(local: StoreResource, instance: dg.DagsterInstance) -> None:
-    seen: dict[str, Any] = {}
-    everything = dg.AssetIn(partition_mapping=dg.AllPartitionMapping(), metadata={ALLOW_MISSING: True})
-
-    @dg.asset(ins={"sources": everything}, io_manager_key="tables")
-    def together(sources: pd.DataFrame) -> None:
-        seen["together"] = sources
-
-    @dg.asset(ins={"sources": everything}, io_manager_key="tables")
-    def apart(sources: dict[str, pd.DataFrame]) -> None:
-        seen["apart"] = sources
-
-    assets = [sources, together, apart]
-    materialize(assets, local, instance, selection=[together], night=None)
-    assert list(seen["together"].columns) == SCHEMA_OF_SOURCES.names, "nothing made yet: an empty table"
-    for night in ("2026-01-02", "2026-01-03", "2026-01-04"):
-        materialize(assets, local, instance, selection=[sources], night=night)
-    materialize(assets, local, instance, selection=[together, apart], night=None)
-    assert len(seen["together"]) == 4
-    assert {k: len(v) for k, v in seen["apart"].items()} == {
-        "m31|2026-01-02": 2,
-        "m31|2026-01-03": 0,
-        "m31|2026-01-04": 2,
-    }
-    assert seen["apart"]["m31|2026-01-03"].dtypes["flags"] == "int32"
-
-
-def test_one_run_over_a_range_of_nights(local: StoreResource, instance: dg.DagsterInstance) -> None:
-    @dg.asset(
-        partitions_def=dg.DailyPartitionsDefinition("2026-01-01"),
-        io_manager_key="tables",
-        backfill_policy=dg.BackfillPolicy.single_run(),
-    )
-    def nightly(context: dg.AssetExecutionContext) -> dict[str, pd.DataFrame]:
-        return {night: pd.DataFrame({"night": [night]}) for night in context.partition_keys}
-
-    tags = {
-        "dagster/asset_partition_range_start": "2026-01-02",
-        "dagster/asset_partition_range_end": "2026-01-04",
-    }
-    result = dg.materialize([nightly], resources=managers(local), instance=instance, tags=tags)
-    assert result.success
-    assert list_partitions(local.open(), "nightly") == ["2026-01-02", "2026-01-03", "2026-01-04"]
-
-
-def test_a_damaged_table_is_said(local: StoreResource, instance: dg.DagsterInstance) -> None:
-    materialize([sources], local, instance)
-    store = local.open()
-    data = bytearray(store.get_bytes("sources/m31/2026-01-02.parquet"))
-    data[10] ^= 255
-    with pytest.raises(StoreError, match="cannot be read"):
-        from_parquet(bytes(data), "here")
-    with pytest.raises(StoreError, match="cannot be read"):
-        from_parquet(b"no parquet", "here")
-
-
-def test_a_column_of_the_wrong_kind_is_refused(local: StoreResource, instance: dg.DagsterInstance) -> None:
-    @dg.asset(
-        partitions_def=NIGHTS, io_manager_key="tables", metadata={SCHEMA: SCHEMA_OF_SOURCES}, name="sources"
-    )
-    def wrong() -> pd.DataFrame:
-        return pd.DataFrame({"source_id": ["a"], "mag": ["bright"], "flags": [1]})
-
-    assert not materialize([wrong], local, instance, raise_on_error=False).success
-    assert list_partitions(local.open(), "sources") == []
 
 
 @given(st.text(min_size=1, max_size=30))

@@ -106,7 +106,8 @@ def read_product(kind: str, path: Path) -> Any:
     """Read what `write_product` wrote."""
     from astrid_pipeline.imaging import io
 
-    return {"frame": io.read_frame, "difference": io.read_difference, "masters": io.read_masters}[kind](path)
+    read: Any = {"frame": io.read_frame, "difference": io.read_difference, "masters": io.read_masters}[kind]
+    return read(path)
 
 
 def file_name(name: str) -> str:
