@@ -25,7 +25,7 @@ CANDIDATES = TableSchema(
     "candidates",
     "Peaks of |S_corr| over the threshold, of both signs, with their PSF photometry and features",
     (
-        Column("candidate_id", "string", "exposure id, column and row of the peak"),
+        Column("candidate_id", "string", "exposure id, column and row of the peak; unique"),
         Column("exposure_id", "string", "science exposure"),
         Column("x", "float64", "column of the peak between the pixels, zero-based", "px"),
         Column("y", "float64", "row, zero-based", "px"),
@@ -165,6 +165,13 @@ def find_candidates(difference: Difference, threshold: float = 5.0) -> pd.DataFr
     return table
 
 
+def _names(exposure: str, peaks: Peaks) -> list[str]:
+    """Return unique names by pixel; the middle of a trail can fall on the pixel of another peak."""
+    names = pd.Series([f"{exposure}-{c:05d}-{r:05d}" for c, r in zip(peaks.column, peaks.row, strict=True)])
+    again = names.groupby(names).cumcount()
+    return [name if k == 0 else f"{name}-{k}" for name, k in zip(names, again, strict=True)]
+
+
 def _table(
     difference: Difference,
     score: npt.NDArray[np.float32],
@@ -183,9 +190,7 @@ def _table(
     sign = np.sign(peaks.value)
     table = pd.DataFrame(
         {
-            "candidate_id": [
-                f"{exposure}-{c:05d}-{r:05d}" for c, r in zip(peaks.column, peaks.row, strict=True)
-            ],
+            "candidate_id": _names(exposure, peaks),
             "exposure_id": exposure,
             "x": peaks.x,
             "y": peaks.y,
