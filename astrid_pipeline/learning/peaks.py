@@ -70,6 +70,8 @@ def find_peaks(
     areas = np.bincount(regions.ravel(), minlength=count + 1)
     areas[0] = 0
     height, width = real.shape
+    keep = _one_a_trail(regions[rows, cols], heat[:, rows, cols].argmax(axis=0))
+    rows, cols = rows[keep], cols[keep]
     log = np.log(np.maximum(real, 1e-12))
     table = {name: np.zeros(len(rows)) for name in PEAK_COLUMNS}
     for i, (row, col) in enumerate(zip(rows, cols, strict=True)):
@@ -98,6 +100,21 @@ def find_peaks(
     return pd.DataFrame(table, columns=list(PEAK_COLUMNS))
 
 
+def _one_a_trail(region: npt.NDArray[np.int32], kind: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Return which peaks stay, by falling heat: in a part of the mask whose surest peak is a mover, only that one."""
+    keep = np.ones(len(region), bool)
+    trails: set[int] = set()
+    seen: set[int] = set()
+    for i, (part, c) in enumerate(zip(region, kind, strict=True)):
+        if part == 0:
+            continue
+        keep[i] = part not in trails
+        if part not in seen and CLASSES[c] == "moving":
+            trails.add(part)
+        seen.add(part)
+    return keep
+
+
 def _without_ties(
     rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -115,22 +132,44 @@ def _without_ties(
 def join(peaks: pd.DataFrame, candidates: pd.DataFrame, radius: float = JOIN_RADIUS) -> npt.NDArray[np.int64]:
     """Return, for each peak, the row number of the nearest candidate within `radius` px, or -1.
 
-    A candidate belongs to one peak only: the nearest pair is joined first.
+    A candidate belongs to one peak only: the nearest pair is joined first. Peaks that are left take a candidate whose
+    trail they lie on: a network sees a trail's middle less exactly than a connected region's.
     """
     joined = np.full(len(peaks), -1, np.int64)
     if not len(peaks) or not len(candidates):
         return joined
     from scipy.spatial import cKDTree
 
-    mine = cKDTree(peaks[["x", "y"]].to_numpy(float))
-    theirs = cKDTree(candidates[["x", "y"]].to_numpy(float))
-    pairs = mine.sparse_distance_matrix(theirs, radius, output_type="ndarray")
-    pairs = pairs[np.lexsort((pairs["j"], pairs["i"], pairs["v"]))]
+    mine, theirs = peaks[["x", "y"]].to_numpy(float), candidates[["x", "y"]].to_numpy(float)
+    pairs = cKDTree(mine).sparse_distance_matrix(cKDTree(theirs), radius, output_type="ndarray")
     taken = np.zeros(len(candidates), bool)
-    for i, j in zip(pairs["i"], pairs["j"], strict=True):
-        if joined[i] < 0 and not taken[j]:
-            joined[i], taken[j] = j, True
+    _take(joined, taken, pairs["i"], pairs["j"], pairs["v"])
+    if "trail" in candidates:
+        length = np.nan_to_num(candidates["trail"].to_numpy(float))
+        long = np.flatnonzero((length > 2 * radius) & ~taken)
+        rest = np.flatnonzero(joined < 0)
+        if len(long) and len(rest):
+            angle = np.deg2rad(np.nan_to_num(candidates["angle"].to_numpy(float)[long]))
+            offset = mine[rest][:, None] - theirs[long]
+            ux, uy = np.cos(angle), np.sin(angle)
+            along = np.clip(offset[..., 0] * ux + offset[..., 1] * uy, -length[long] / 2, length[long] / 2)
+            far = np.hypot(offset[..., 0] - along * ux, offset[..., 1] - along * uy)
+            i, j = np.nonzero(far <= radius)
+            _take(joined, taken, rest[i], long[j], np.hypot(offset[i, j, 0], offset[i, j, 1]))
     return joined
+
+
+def _take(
+    joined: npt.NDArray[np.int64],
+    taken: npt.NDArray[np.bool_],
+    i: npt.NDArray[np.int64],
+    j: npt.NDArray[np.int64],
+    far: npt.NDArray[np.float64],
+) -> None:
+    """Join pairs (i, j), the nearest first, each side once; changes `joined` and `taken`."""
+    for k in np.lexsort((j, i, far)):
+        if joined[i[k]] < 0 and not taken[j[k]]:
+            joined[i[k]], taken[j[k]] = j[k], True
 
 
 def class_probabilities(peaks: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -181,6 +181,25 @@ def test_a_plateau_is_one_peak_and_neighbours_two_pixels_off_are_one():
     assert peaks.unet_raw.is_monotonic_decreasing
 
 
+def test_a_trail_is_one_peak_and_its_neighbour_another():
+    p = np.zeros((4, 40, 60), np.float32)
+    moving, transient = CLASSES.index("moving"), CLASSES.index("transient")
+    p[moving, 20, [20, 26, 32]] = 0.5, 0.9, 0.4
+    p[3, 19:22, 14:38] = 1.0
+    p[transient, 30, [10, 16]] = 0.8, 0.7  # two stars whose light touches stay two
+    p[3, 29:32, 8:19] = 1.0
+    peaks = find_peaks(p, np.zeros((40, 60), bool), 0.05)
+    assert sorted(zip(peaks.y.round(), peaks.x.round(), strict=True)) == [(20, 26), (30, 10), (30, 16)]
+
+
+def test_a_peak_on_a_trail_is_joined_with_it():
+    peaks = pd.DataFrame({"x": [50.0, 50.0], "y": [57.0, 66.0]})
+    candidates = pd.DataFrame({"x": [50.5], "y": [50.0], "trail": [20.0], "angle": [90.0]})
+    assert join(peaks, candidates).tolist() == [0, -1]
+    assert join(peaks, candidates.assign(angle=0.0)).tolist() == [-1, -1]
+    assert join(peaks, candidates.assign(trail=5.0)).tolist() == [-1, -1]
+
+
 def test_the_nearest_pair_is_joined_first_and_each_once():
     peaks = pd.DataFrame({"x": [10.0, 12.0, 50.0], "y": [10.0, 10.0, 50.0]})
     candidates = pd.DataFrame({"x": [11.8, 90.0], "y": [10.0, 90.0]})
