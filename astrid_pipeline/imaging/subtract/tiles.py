@@ -62,11 +62,15 @@ class Grid:
         x = (pixel - (self.step_x / 2 - 0.5)) / (self.step_x / 2)
         return np.asarray(y, np.float64), np.asarray(x, np.float64)
 
-    def window(self, step: int) -> npt.NDArray[np.float32]:
-        """Return the weight along one axis; over all tiles it sums to 1 at every pixel of the frame."""
+    def window(self, step: int, index: int, count: int) -> npt.NDArray[np.float32]:
+        """Return the weight of tile `index` of `count` along one axis; over all tiles it is 1 all over the frame."""
         position = np.arange(self.size) - self.border  # 0 at the first pixel of the tile's own part
         rise = np.clip((position + BLEND / 2 + 0.5) / BLEND, 0, 1)
         fall = np.clip((position - step + BLEND / 2 + 0.5) / BLEND, 0, 1)
+        if index == 0:  # nobody shares the frame's border
+            rise[:] = 1
+        if index == count - 1:
+            fall[:] = 0
         return np.asarray(rise - fall, np.float32)
 
 
@@ -103,15 +107,17 @@ class Mosaic:
 
         self.grid = grid
         self.image = torch.zeros((count, *grid.shape), device=device)
-        wy, wx = (torch.as_tensor(grid.window(s), device=device) for s in (grid.step_y, grid.step_x))
-        self.window = wy[:, None] * wx[None, :]
+        self.rows, self.columns = (
+            [torch.as_tensor(grid.window(step, i, n), device=device) for i in range(n)]
+            for step, n in ((grid.step_y, grid.rows), (grid.step_x, grid.columns))
+        )
 
     def add(self, tiles: torch.Tensor, row: int, column: int) -> None:
         """Add the tile (count, size, size) at (row, column)."""
         g = self.grid
         inner = slice(g.margin, g.size - g.margin)
         y, x = row * g.step_y - g.border + g.margin, column * g.step_x - g.border + g.margin
-        part = tiles[:, inner, inner] * self.window[inner, inner]
+        part = tiles[:, inner, inner] * self.rows[row][inner, None] * self.columns[column][inner]
         y0, x0 = max(y, 0), max(x, 0)
         y1, x1 = min(y + part.shape[1], g.shape[0]), min(x + part.shape[2], g.shape[1])
         self.image[:, y0:y1, x0:x1] += part[:, y0 - y : y1 - y, x0 - x : x1 - x]
