@@ -226,8 +226,8 @@ def _exposure(hdus: fits.HDUList, detector: Detector, keywords: Keywords, path: 
         for plane, plan, i in zip(planes, plans, _cycle(detector.science, len(plans)), strict=True)
     )
     if "saturation" not in meta and not calibrated and header.get("BITPIX") == 16:
-        # The converter's ceiling; unsigned integers are written with an offset of 32768.
-        meta["saturation"] = 65535.0 if hdus[detector.science[0]].header.get("BZERO", 32768) else 32767.0
+        # The converter's ceiling. Unsigned integers are stored with an offset, which astropy has undone by now.
+        meta["saturation"] = 32767.0 if hdus[detector.science[0]].data.dtype.kind == "i" else 65535.0
         meta["saturation_source"] = "converter"
     elif "saturation" in meta:
         meta["saturation"] *= factor

@@ -95,7 +95,7 @@ class Keywords:
             if _matches(header, entry.get("match", {})):
                 keys = _merge(keys, entry.get("keys", {}))
                 fixed.update(entry.get("set", {}))
-            fixed.update({"dq": entry["dq"]} if "dq" in entry else {})
+                fixed.update({"dq": entry["dq"]} if "dq" in entry else {})
         return keys, fixed
 
 
@@ -110,7 +110,8 @@ def load_keywords(*extra: str | Path | Mapping[str, Any] | None) -> Keywords:
     tables = _packaged()
     home = os.environ.get("ASTRID_HOME")
     own = Path(home, "keywords.yaml") if home else Path.home() / ".astrid" / "keywords.yaml"
-    for source in ([own] if own.is_file() else []) + [e for e in extra if e is not None]:
+    # os.path: a home that this user may not look into has no table for them, and is no error here.
+    for source in ([own] if os.path.isfile(own) else []) + [e for e in extra if e is not None]:
         if isinstance(source, Mapping):
             tables = tables.extended(source, "aliases")
         else:

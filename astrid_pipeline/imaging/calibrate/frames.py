@@ -28,7 +28,7 @@ NOISE_AGREEMENT = 1.3
 _SKY_BOX = 48
 
 #: What a raw exposure says of itself that a frame need not repeat.
-_NOT_KEPT = ("saturation_source", "kind")
+_NOT_KEPT = ("saturation_source", "kind", "path")
 
 
 def calibrate(
