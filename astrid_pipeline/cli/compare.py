@@ -30,6 +30,9 @@ STAGES = (
     "write",
 )
 
+#: Scores below this are not told: a network finds thousands of such peaks in a frame, and none of them is real.
+LEAST_TOLD = 0.01
+
 #: What the output folder holds; the report lists them.
 FILES: Mapping[str, str] = {
     "difference.fits": "difference, score, flux, mask; with their WCS",
@@ -159,7 +162,8 @@ def compare(
     candidates = find_candidates(difference, threshold=threshold)
     clock.start("classify")
     least = detector.threshold if min_score is None else min_score
-    table = rank(candidates, detect(difference, candidates, detector, device=device, threshold=0.0), least)
+    scored = detect(difference, candidates, detector, device=device, threshold=min(least, LEAST_TOLD))
+    table = rank(candidates, scored, least)
     seconds = clock.stop()
     settings = {
         "science": str(science_path),
@@ -182,7 +186,7 @@ def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd
     candidates:
         Table of schema `CANDIDATES`.
     scored:
-        `learning.detect` of them with threshold 0: the peaks of the network, most of them at a candidate.
+        `learning.detect` of them with a low threshold: the peaks of the network, most of them at a candidate.
     min_score:
         Least score of a detection.
 
