@@ -26,13 +26,26 @@ _Float = npt.NDArray[np.float64]
 TOLERANCE = 0.03
 #: The photons of the sky alone must not be noisier than the sky is; this much is allowed for errors of either.
 PHOTON_EXCESS = 1.15
-#: Noise of the sky over that of its photons, in sigma, up to which the sky tells the gain: beyond, read noise or a
-#: pedestal in the level decide, and the gain would be off by more than 20 %.
-READ_SHARE = 1.1
 #: The gain that stars' residuals tell is used if its own error is below this.
 GAIN_ERROR = 0.25
-#: Pixels of the noise-correlation measurement: 1.4 % error of its square, in windows spread over the frame.
-WINDOW, WINDOWS = 128, 12
+#: And if signal, photons and a PSF error in proportion to the signal explain the scatter, in reduced chi².
+GAIN_CHI2 = 2.5
+#: How much more photon noise a stated gain may mean than the stars show, before it is refuted.
+ALLOWED = 1.5
+#: Side of the windows that the noise's correlation is measured in, and how many there are at most along an axis: their
+#: 200,000 pixels give it to 1 %.
+WINDOW, WINDOWS = 128, 4
+#: Resampling kernels reach 3 px to either side, stacks of dithered frames little more.
+MAX_LAG = 4
+FAR_LAGS = ((6, 0), (0, 6), (5, 5), (5, -5), (7, 0), (0, 7))
+
+
+@dataclass(frozen=True)
+class StarTransfer:
+    """What the stars' pixels say of the gain: the gain, if it can be told, and the least that they allow (3 sigma)."""
+
+    gain: Gain | None
+    least: float
 
 
 @dataclass(frozen=True)
@@ -82,18 +95,30 @@ def find_gain(meta: Mapping[str, Any], level: float | None, rms: float) -> Gain 
     )
     found = Gain(1 / float(inverse), "photon transfer of the image's sky")
     if stated is None:
-        return None if read == 0 and not _is_sky_limited(level, rms) else found
+        return found
     return Gain(
         found.value, f"{found.source}; the stated {stated.value:.4g} would make the sky noisier than it is"
     )
 
 
-def _is_sky_limited(level: float, rms: float) -> bool:
-    """Return whether a gain read off the sky is one that detectors have, 0.05 to 50 e-/unit.
+def settle_gain(stated: Gain | None, stars: StarTransfer | None) -> Gain | None:
+    """Return the gain to use, given what header or sky state and what the stars' pixels say.
 
-    A pedestal of the electronics in the level makes it look far larger; then the stars are asked instead.
+    Photon noise cannot exceed the scatter that is seen: a stated gain below `stars.least` is refuted (a frame rescaled
+    to another zero point whose header kept the old gain). The stars refute no higher gain, since a PSF's errors
+    scatter their pixels too.
     """
-    return 0.05 < level / rms**2 < 50
+    if stars is None:
+        return stated
+    if stated is not None and stated.value >= stars.least:
+        return stated
+    # Too much noise hides little; too little floods.
+    found = stars.gain or Gain(stars.least, "least gain that the scatter of the image's stars allows")
+    if stated is None:
+        return found
+    return Gain(
+        found.value, f"{found.source}; the stated {stated.value:.4g} would make stars noisier than they are"
+    )
 
 
 def estimate_variance(
@@ -161,79 +186,139 @@ def gain_from_stars(
     model: npt.NDArray[np.floating],
     flux: _Float,
     sky_variance: npt.NDArray[np.floating],
-    weight: npt.NDArray[np.floating],
-) -> Gain | None:
+    fitted: npt.NDArray[np.floating],
+) -> StarTransfer | None:
     """Return the gain from how stars' pixels scatter about their PSF: the photon transfer of the image itself.
 
-    The squared residual of a pixel with model signal m is sky + m / g + (e m)², e being the PSF's own error; g and e²
-    follow from the medians of the residuals in bins of m, by weighted least squares. None if that says nothing.
+    The squared residual of a pixel with model signal m is a · sky + b · m / g + (e m)²: a and b, below 1, are what
+    fitting the star's flux and position left of the noise, e is the PSF's own error. g and e² follow from the medians
+    of the residuals in bins of m, by weighted least squares. None if that says nothing.
 
     Parameters
     ----------
-    stamps, model, weight, sky_variance:
-        (N, S, S): sky-subtracted stars, their PSF at flux 1, usable pixels, variance of the empty sky there.
+    stamps, model, sky_variance:
+        (N, S, S): sky-subtracted stars, their PSF at flux 1, variance of the empty sky there.
     flux:
         The stars' fluxes.
+    fitted:
+        (N, S, S) weights by which flux and position were fitted; pixels of weight 0 are not used.
     """
-    signal = (flux[:, None, None] * model).ravel()
-    residual = (stamps - flux[:, None, None] * model).ravel()
-    sky = np.broadcast_to(sky_variance, stamps.shape).ravel()
-    use = (weight.ravel() > 0) & (signal > 0.5 * np.sqrt(sky))
-    signal, excess, sky = signal[use], np.square(residual[use]), sky[use]
+    signal = flux[:, None, None] * model
+    residual = (stamps - signal).reshape(len(flux), -1)
+    sky = np.broadcast_to(sky_variance, stamps.shape).reshape(len(flux), -1)
+    of_sky, of_photons = _left_of_noise(model, fitted, sky, np.maximum(signal, 0).reshape(len(flux), -1))
+    signal = signal.reshape(len(flux), -1)
+    use = (fitted.reshape(len(flux), -1) > 0) & (signal > 0.5 * np.sqrt(sky)) & (of_photons > 0.1 * signal)
+    signal, excess = signal[use], np.square(residual[use])
+    of_sky, of_photons = of_sky[use], of_photons[use]
     if len(signal) < 200:
         return None
     order = np.argsort(signal)
     bins = [part for part in np.array_split(order, max(6, min(40, len(order) // 60))) if len(part)]
-    # The median of a squared Gaussian is 0.4549 of its mean: neighbours and cosmic rays do not enter.
-    mean = np.array([np.median(excess[b]) / 0.4549 - np.mean(sky[b]) for b in bins])
-    middle = np.array([np.mean(signal[b]) for b in bins])
-    total = np.array([np.median(excess[b]) / 0.4549 for b in bins])
-    sigma = total * 2.3 / np.sqrt([len(b) for b in bins])
-    design = np.stack([middle, middle**2], axis=1) / sigma[:, None]
-    covariance = np.linalg.pinv(design.T @ design)
-    inverse, square = covariance @ design.T @ (mean / sigma)
-    if square < 0:
-        inverse = float((middle * mean / sigma**2).sum() / (middle**2 / sigma**2).sum())
-        covariance = np.array([[1 / float((middle**2 / sigma**2).sum())]])
-    error = float(np.sqrt(covariance[0, 0]))
-    if inverse <= 0 or error > GAIN_ERROR * inverse:
-        return None
-    return Gain(1 / float(inverse), f"photon transfer of the image's stars, to {100 * error / inverse:.0f} %")
+    middle = np.array([np.mean(of_photons[b]) for b in bins])
+    square = np.array([np.mean(signal[b] ** 2) for b in bins])
+    offset = np.array([np.mean(of_sky[b]) for b in bins])
+    inverse, mismatch, error, misfit = 0.0, 0.0, np.inf, np.zeros(len(bins))
+    for _ in range(4):
+        # The median of a squared Gaussian is 0.4549 of its mean: neighbours and cosmic rays do not enter. What pixels
+        # of one bin differ in by expectation is divided out first.
+        expected = of_sky + max(inverse, 0.0) * of_photons + max(mismatch, 0.0) * signal**2
+        total = np.array([np.median(excess[b] / expected[b]) * np.mean(expected[b]) / 0.4549 for b in bins])
+        # The median of n squared Gaussians has 2.3 / sqrt(n) of their mean as its error.
+        sigma = total * 2.3 / np.sqrt([len(b) for b in bins])
+        design = np.stack([middle, square], axis=1) / sigma[:, None]
+        covariance = np.linalg.pinv(design.T @ design)
+        inverse, mismatch = covariance @ design.T @ ((total - offset) / sigma)
+        if mismatch < 0:
+            covariance = np.array([[1 / float(np.square(middle / sigma).sum())]])
+            inverse = float(covariance[0, 0] * (middle * (total - offset) / sigma**2).sum())
+        error = float(np.sqrt(covariance[0, 0]))
+        misfit = (total - offset) / sigma - design @ np.maximum([inverse, mismatch], 0)
+    # All that is over the sky taken for photons: the most noise they can have.
+    most = float((middle * (total - offset) / sigma**2).sum() / np.square(middle / sigma).sum())
+    most = max(most, 0.0) + 3 / float(np.sqrt(np.square(middle / sigma).sum()))
+    least = 1 / (ALLOWED * most)
+    if inverse <= 0 or error > GAIN_ERROR * inverse or np.mean(np.square(misfit)) > GAIN_CHI2:
+        return StarTransfer(None, least)
+    gain = Gain(1 / float(inverse), f"photon transfer of the image's stars, to {100 * error / inverse:.0f} %")
+    return StarTransfer(gain, least)
+
+
+def _left_of_noise(
+    model: npt.NDArray[np.floating],
+    weight: npt.NDArray[np.floating],
+    sky: npt.NDArray[np.floating],
+    photons: npt.NDArray[np.floating],
+) -> tuple[_Float, _Float]:
+    """Return what is expected of `sky` and `photons` variances (N, S²) in the residuals of a linear fit.
+
+    With r = (1 - H) n and H = D (D'WD)^-1 D'W, pixel p keeps v_p (1 - 2 H_pp) + sum_q H_pq² v_q.
+    """
+    slope_y, slope_x = np.gradient(model, axis=(1, 2))
+    design = np.stack([model, slope_x, slope_y], axis=-1).reshape(len(model), -1, 3).astype(float)
+    w = weight.reshape(len(model), -1).astype(float)
+    weighted = design * w[:, :, None]
+    normal = weighted.transpose(0, 2, 1) @ design
+    trace = np.einsum("nii->n", normal)
+    inverse = np.linalg.inv(normal + (1e-10 * trace + 1e-30)[:, None, None] * np.eye(3))
+    solved = design @ inverse
+    leverage = np.einsum("npk,npk->np", solved, weighted)
+    left = []
+    for variance in (sky, photons):
+        spread = weighted.transpose(0, 2, 1) @ (weighted * variance[:, :, None])
+        left.append(variance * (1 - 2 * leverage) + np.einsum("npk,nkl,npl->np", solved, spread, solved))
+    return left[0], left[1]
 
 
 def noise_correlation(data: Image, variance: Image, usable: npt.NDArray[np.bool_], psf: PSF) -> float:
     """Return how much wider PSF-filtered noise is than it would be if neighbouring pixels were independent.
 
-    Empty sky is filtered with the PSF in windows over the frame; the width of sum(P d) is compared with
-    sqrt(sum(P² V)). Only the lower half of the distribution is used: stars too faint to be masked raise the upper.
-    1 for independent pixels, larger after resampling or stacking with interpolation.
+    The correlation r of the empty sky's pixels is measured lag by lag up to `MAX_LAG`; what is left at `FAR_LAGS` is
+    structure of the sky (faint stars, flat field), which a difference does not contain, and is taken off. A filter P
+    then widens the noise by sqrt(sum over lags of r (P * P)(lag) / sum(P²)).
+
+    1 for independent pixels, larger after resampling or stacking with interpolation, smaller where a filter has made
+    neighbours repel each other.
     """
     from scipy.signal import fftconvolve
 
+    stamp = psf.stamp()
+    profile = fftconvolve(stamp, stamp[::-1, ::-1], mode="same")
+    middle = psf.size // 2
+    profile = profile / profile[middle, middle]
+    near = [(dy, dx) for dy in range(MAX_LAG + 1) for dx in range(-MAX_LAG, MAX_LAG + 1) if dy > 0 or dx > 0]
+    sums = np.zeros((len(near) + len(FAR_LAGS), 2))
     height, width = data.shape
     side_y, side_x = min(WINDOW, height), min(WINDOW, width)
-    across = max(1, min(4, width // side_x))
-    down = max(1, min(WINDOWS // across, height // side_y))
-    ratios = []
+    across, down = (int(np.clip(n // s, 1, WINDOWS)) for n, s in ((width, side_x), (height, side_y)))
     for y0 in np.linspace(0, height - side_y, down).astype(int):
         for x0 in np.linspace(0, width - side_x, across).astype(int):
             window = (slice(y0, y0 + side_y), slice(x0, x0 + side_x))
-            stamp = psf.stamp(x0 + side_x / 2, y0 + side_y / 2)
-            # The core decides; wings would reach into every masked object.
-            half = min(psf.size // 2, max(3, int(np.ceil(1.5 * psf.quality.get("fwhm", 3.0)))))
-            middle = slice(psf.size // 2 - half, psf.size // 2 + half + 1)
-            kernel = stamp[middle, middle].astype(np.float32)
-            good = usable[window].astype(np.float32)
-            near = fftconvolve(1 - good, kernel, mode="same") < 0.02
-            near[:half] = near[-half:] = near[:, :half] = near[:, -half:] = False
-            if near.sum() < 400:
+            chi = data[window] / np.sqrt(variance[window])
+            good = usable[window] & (np.abs(chi) < 4)
+            if good.sum() < 400:
                 continue
-            chi = fftconvolve(data[window] * good, kernel, mode="same")[near]
-            chi = chi / np.sqrt(
-                np.maximum(fftconvolve(variance[window], kernel**2, mode="same")[near], 1e-30)
-            )
-            low, middle_value = np.percentile(chi, [15.865, 50])
-            ratios.append(float(middle_value - low))
-    if not ratios:
+            chi = np.where(good, chi - chi[good].mean(), np.float32(0))
+            weight = good.astype(np.float32)
+            power = float(np.square(chi).sum()) / float(good.sum())
+            for k, (dy, dx) in enumerate((*near, *FAR_LAGS)):
+                low, high = _overlap(side_y, side_x, dy, dx)
+                sums[k] += (
+                    float((chi[low] * chi[high]).sum()) / power,
+                    float((weight[low] * weight[high]).sum()),
+                )
+    if sums[0, 1] < 400:
         return 1.0
-    return float(np.median(ratios))
+    r = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    structure = float(np.mean(r[len(near) :]))
+    total = 1.0
+    for value, (dy, dx) in zip(r, near, strict=False):
+        if max(dy, abs(dx)) <= middle:
+            total += 2 * (value - structure) * profile[middle + dy, middle + dx]
+    return float(np.sqrt(max(total / (1 - structure), 0.01)))
+
+
+def _overlap(height: int, width: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return the two views of a (height, width) image that lie (dy, dx) apart, dy not negative."""
+    left, right = max(-dx, 0), width - max(dx, 0)
+    return (slice(0, height - dy), slice(left, right)), (slice(dy, height), slice(left + dx, right + dx))

@@ -43,7 +43,11 @@ OUTLIER_FLOOR = 0.02
 
 @dataclass(frozen=True, eq=False)
 class PSFFit:
-    """A PSF and what it was fitted to: (N, S, S) star stamps, their model at flux 1, flux, position and weight."""
+    """A PSF and what it was fitted to.
+
+    For each star: position and flux, and (N, S, S) its stamp, its model at flux 1, and the weights by which flux and
+    position were fitted (0 where the pixel was not used).
+    """
 
     psf: PSF
     x: _Float
@@ -51,7 +55,7 @@ class PSFFit:
     flux: _Float
     stamps: Stack
     model: Stack
-    weight: Stack
+    fitted: Stack
 
 
 def measure_psf(frame: Frame, *, max_degree: int = 2) -> PSF:
@@ -100,7 +104,7 @@ def fit_psf(
     x, y = sources["x"].to_numpy()[chosen], sources["y"].to_numpy()[chosen]
     x0, y0 = np.rint(x).astype(int), np.rint(y).astype(int)
     size = 2 * half + 1
-    stamps = cut_stamps(data, x0, y0, size).astype(np.float32)
+    stamps: Stack = cut_stamps(data, x0, y0, size).astype(np.float32)
     noise = cut_stamps(variance, x0, y0, size, fill=1.0).astype(np.float32)
     weight = 1 - cut_stamps(is_set(mask), x0, y0, size, fill=True).astype(np.float32)
 
@@ -146,7 +150,7 @@ def fit_psf(
         flux=pixels.flux[pixels.kept],
         stamps=stamps[stars],
         model=pixels.model[pixels.kept],
-        weight=weight[stars],
+        fitted=pixels.fitted[pixels.kept],
     )
 
 

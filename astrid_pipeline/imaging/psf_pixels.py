@@ -43,7 +43,8 @@ class PixelMap:
     """The map and the fit it comes from.
 
     `maps` (K, S, S) belongs to `exponents`; of sum 0 and without a shift. For each star: position from the middle
-    pixel, flux, model stamp of flux 1, reduced chi² and relative misfit within 1.5 FWHM, and whether it was kept.
+    pixel, flux, model stamp of flux 1, the weights its flux and position were fitted with, reduced chi² and relative
+    misfit within 1.5 FWHM, and whether it was kept.
     """
 
     maps: _Float
@@ -52,6 +53,7 @@ class PixelMap:
     dy: _Float
     flux: _Float
     model: Stack
+    fitted: Stack
     chi2: _Float
     misfit: _Float
     kept: npt.NDArray[np.bool_]
@@ -106,10 +108,10 @@ def solve_pixels(
     maps = np.zeros((len(exponents), size, size))
     kept = np.ones(number, bool)
     trust = weight.copy()
-    flux = np.ones(number)
     for step in range(ROUNDS + 1):
         model = _model(profiles, maps, terms, size)
-        profiles, flux, model = _refit(stamps, variance, trust * core, model, profiles, first=step == 0)
+        fitted = trust * core / (variance + np.square(SHARE * np.maximum(stamps, 0)))
+        profiles, flux, model = _refit(stamps, fitted, model, profiles, first=step == 0)
         bright = flux.astype(np.float32)[:, None, None]
         if step <= 1:
             outside = trust * (radius > 2.5 * fwhm)
@@ -135,6 +137,7 @@ def solve_pixels(
         dy=profiles.dy,
         flux=flux,
         model=model,
+        fitted=fitted,
         chi2=(chi / variance).sum(axis=(1, 2)).astype(float) / count,
         misfit=np.sqrt(chi.sum(axis=(1, 2))).astype(float) / np.abs(flux),
         kept=kept,
@@ -152,13 +155,12 @@ def _model(profiles: Moffats, maps: _Float, terms: _Float, size: int) -> Stack:
 
 
 def _refit(
-    stamps: Stack, variance: Stack, weight: Stack, model: Stack, profiles: Moffats, *, first: bool
+    stamps: Stack, inverse: Stack, model: Stack, profiles: Moffats, *, first: bool
 ) -> tuple[Moffats, _Float, Stack]:
     """Fit flux and a small shift of every star by linear least squares; the first time, flux alone.
 
     Returns the shifted profiles, the fluxes, and the model shifted as well, to first order.
     """
-    inverse = weight / (variance + np.square(SHARE * np.maximum(stamps, 0)))
     slope_y, slope_x = np.gradient(model, axis=(1, 2))
     design = np.stack([model, -slope_x, -slope_y], axis=1).reshape(len(model), 3, -1)
     if first:

@@ -8,17 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from astrid_pipeline.errors import PSFError
 from astrid_pipeline.imaging.background import Background, measure_background
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 from astrid_pipeline.imaging.noise import (
     TOLERANCE,
-    Gain,
+    StarTransfer,
     estimate_variance,
     find_gain,
     gain_from_stars,
     header_gain,
     noise_correlation,
+    settle_gain,
     sky_ratio,
 )
 from astrid_pipeline.imaging.psf import fit_psf
@@ -82,10 +84,12 @@ def prepare(frame: Frame) -> Frame:
         variance = estimate_variance(data, sky, gain.value if gain else np.inf, mask)
     staged = Frame(data, variance, mask, frame.psf, frame.wcs, {**frame.meta, **meta})
     psf = frame.psf
-    if psf is None or (gain is None and frame.variance is None):
-        psf, gain = _psf_and_gain(staged, sky, gain, wanted=gain is None and frame.variance is None)
-        if frame.variance is None and gain is not None:
-            variance = estimate_variance(data, sky, gain.value, mask)
+    if psf is None or frame.variance is None:
+        psf, stars = _psf_and_gain(staged, sky, wanted=frame.variance is None)
+        settled = settle_gain(gain, stars)
+        if frame.variance is None and settled is not None and settled != gain:
+            variance = estimate_variance(data, sky, settled.value, mask)
+        gain = settled
     if frame.variance is None:
         _, meta["noise_error"] = sky_ratio(data, variance, usable)
     if "noise_correlation" in frame.meta:
@@ -155,16 +159,20 @@ def _reconciled(data: Image, variance: Image, usable: npt.NDArray[np.bool_]) -> 
     return variance, ratio, spread
 
 
-def _psf_and_gain(
-    frame: Frame, sky: Background, gain: Gain | None, *, wanted: bool
-) -> tuple[PSF, Gain | None]:
-    """Measure the PSF, and, where nothing else tells it, the gain from the stars' scatter about it."""
+def _psf_and_gain(frame: Frame, sky: Background, *, wanted: bool) -> tuple[PSF, StarTransfer | None]:
+    """Measure the PSF and, if wanted, what the stars' scatter about it says of the gain. A PSF given stays."""
     assert frame.variance is not None
     sources = measure_sources(frame.data, sky.rms, frame.mask, saturation=saturation_above_sky(frame))
-    fit = fit_psf(frame.data, frame.variance, frame.mask, sources, where=frame.name)
+    try:
+        fit = fit_psf(frame.data, frame.variance, frame.mask, sources, where=frame.name)
+    except PSFError:
+        if frame.psf is None:
+            raise
+        return frame.psf, None
+    gain = None
     if wanted:
         noise = cut_stamps(np.square(sky.rms), np.rint(fit.x), np.rint(fit.y), fit.stamps.shape[1], fill=1.0)
-        gain = gain_from_stars(fit.stamps, fit.model, fit.flux, noise, fit.weight)
+        gain = gain_from_stars(fit.stamps, fit.model, fit.flux, noise, fit.fitted)
     return (frame.psf if frame.psf is not None else fit.psf), gain
 
 

@@ -35,6 +35,8 @@ MIN_SNR = 20.0
 #: How far a star's width may lie from the other stars' (relative), before their scatter is known. Real PSFs vary by
 #: up to 12 % over a frame; a galaxy of 1.0 PSF widths half-light radius is 40 % wider.
 WIDTH_TOLERANCE = 0.25
+#: From this many stars on, their widths are compared with a smooth surface over the frame.
+ENOUGH_FOR_SURFACE = 40
 #: A neighbour with this share of a star's flux within two FWHM spoils it.
 NEIGHBOUR_SHARE = 0.10
 
@@ -367,8 +369,8 @@ def _are_stars(
     good &= isolated(x, y, table["flux"].to_numpy(), 2 * fwhm)
     ratio = np.log(np.where(good, table["sigma"].to_numpy(), sigma) / sigma)
     good &= np.abs(ratio) < WIDTH_TOLERANCE
-    if good.sum() >= 30:
-        good &= _near_surface(x, y, ratio, good, shape)
+    if good.sum() >= ENOUGH_FOR_SURFACE:
+        good &= _near_surface(x, y, ratio, table["snr"].to_numpy(), good, shape)
     return good
 
 
@@ -387,15 +389,29 @@ def isolated(x: _Float, y: _Float, flux: _Float, radius: float, share: float = N
     return alone
 
 
-def _near_surface(x: _Float, y: _Float, ratio: _Float, good: _Bool, shape: tuple[int, int]) -> _Bool:
-    """Return which log widths lie within 4 robust sigma of a quadratic surface through the good ones."""
+def _near_surface(
+    x: _Float, y: _Float, ratio: _Float, snr: _Float, good: _Bool, shape: tuple[int, int]
+) -> _Bool:
+    """Return which log widths lie within 4 sigma of a quadratic surface through those of the brighter good ones.
+
+    Among bright sources stars are many and galaxies resolved; fainter ones are judged by the surface, with the error
+    that their noise gives their width.
+    """
     u, v = 2 * x / max(shape[1] - 1, 1) - 1, 2 * y / max(shape[0] - 1, 1) - 1
     terms = np.nan_to_num(np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1))
-    keep = good.copy()
-    for _ in range(4):
+    # In a Gaussian window the relative error of a width is about 1 / (S/N).
+    noise = 1 / np.maximum(np.nan_to_num(snr, nan=1.0), 1.0)
+    bright = good & (snr >= np.percentile(snr[good], 60))
+    # Begin with those nearest to the common width, of which few are galaxies; a varying PSF draws the others in.
+    keep = bright & (np.abs(ratio) < 0.08)
+    if keep.sum() < 12:
+        return good
+    scatter = 0.01
+    for _ in range(6):
         surface = terms @ np.linalg.lstsq(terms[keep], ratio[keep], rcond=None)[0]
-        scatter = 1.4826 * np.median(np.abs(ratio - surface)[keep])
-        keep = good & (np.abs(ratio - surface) < 4 * max(scatter, 0.01))
-        if keep.sum() < 12:
-            return good
-    return keep
+        scatter = max(1.4826 * float(np.median(np.abs(ratio - surface)[keep])), 0.01)
+        near = bright & (np.abs(ratio - surface) < 3 * scatter)
+        if near.sum() < 12:
+            break
+        keep = near
+    return good & (np.abs(ratio - surface) < 4 * np.hypot(scatter, noise))
