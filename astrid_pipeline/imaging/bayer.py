@@ -79,12 +79,12 @@ def superpixels(frame: Frame, channel: str = "all") -> Frame:
         data=np.sum([frame.data[part] for part in used], axis=0),
         variance=None if frame.variance is None else np.sum([frame.variance[part] for part in used], axis=0),
         mask=mask,
-        wcs=None if frame.wcs is None else _halved(frame.wcs),
+        wcs=None if frame.wcs is None else halved(frame.wcs),
         meta={**frame.meta, **meta},
     )
 
 
-def _halved(wcs: WCS) -> WCS:
+def halved(wcs: WCS) -> WCS:
     """Return the WCS of pixels twice as large: pixel (0, 0) covers what (0, 0) to (1, 1) did.
 
     Distortions that act on sky coordinates (TPV, ZPN) stay as they are, SIP terms act on pixels and are scaled.

@@ -130,14 +130,17 @@ class Lattice:
         along_x = make_interp_spline(x, along_y.c.T, k=3)
         self._ty, self._tx = along_y.t, along_x.t
         self._c = np.ascontiguousarray(along_x.c.T)
-        self._columns: tuple[tuple[float, float, int], Floats] | None = None
+
+    def scaled(self, factor: float, offset: float) -> Lattice:
+        """Return `factor` times this function plus `offset`."""
+        # B-splines sum to 1 everywhere, so that the coefficients of a constant are that constant.
+        other = copy.copy(self)
+        other._c = factor * self._c + offset
+        return other
 
     def mirrored(self, at: float) -> Lattice:
         """Return `at` minus this function."""
-        # B-splines sum to 1 everywhere, so that the coefficients of a constant are that constant.
-        other = copy.copy(self)
-        other._c = at - self._c
-        return other
+        return self.scaled(-1.0, at)
 
     def _basis(self, t: Floats, at: Floats) -> Floats:
         from scipy.interpolate import BSpline
@@ -145,18 +148,32 @@ class Lattice:
         inside = np.clip(at, t[3], t[-4])
         return BSpline.design_matrix(inside, t, 3).toarray()
 
-    def rows(self, y: Floats, x: Floats, out: Floats | None = None) -> Floats:
+    def rows(self, y: Floats, x: Floats) -> Floats:
         """Return the function on the grid of rows `y` and columns `x`, shape (len(y), len(x))."""
-        key = (float(x[0]), float(x[-1]), len(x))
-        if self._columns is None or self._columns[0] != key:
-            self._columns = key, np.ascontiguousarray(self._basis(self._tx, x).T)
-        return np.matmul(self._basis(self._ty, y) @ self._c, self._columns[1], out=out)
+        return self.table(y, x).rows(slice(None))
+
+    def table(self, y: Floats, x: Floats) -> Table:
+        """Return the function prepared for a grid, so that some rows of it at a time cost little."""
+        return Table(self._basis(self._ty, y) @ self._c, np.ascontiguousarray(self._basis(self._tx, x).T))
 
     def __call__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Floats:
         """Return the function at single points."""
         x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
         bx, by = self._basis(self._tx, x.ravel()), self._basis(self._ty, y.ravel())
         return np.einsum("nk,kl,nl->n", by, self._c, bx, optimize=True).reshape(x.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A lattice on a grid: each row's coefficients, and the columns' splines."""
+
+    coefficients: Floats
+    splines: Floats
+
+    def rows(self, part: slice) -> Floats:
+        """Return some rows of the grid, (rows, columns)."""
+        # einsum, not matmul: so small a product wakes a BLAS library's threads for more than it is worth.
+        return np.einsum("nk,kw->nw", self.coefficients[part], self.splines)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ frames without a WCS are matched by that shift too, or by the pattern of their s
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,11 +134,23 @@ def register(reference: Frame, science: Frame, *, refine: bool = True) -> Regist
     return Registration(function, degree, n_matched, len(here), len(there), dx, dy, label, same, fwhm)
 
 
+#: Stars found before: a night's exposures are all registered with one reference, and frames never change.
+_found: weakref.WeakKeyDictionary[Frame, pd.DataFrame] = weakref.WeakKeyDictionary()
+
+
 def registration_stars(frame: Frame) -> pd.DataFrame:
     """Return the sources of a frame that positions can be taken from: x, y, snr, fwhm, error (px), brightest first.
 
-    Round and unspoilt sources over 10 σ; galaxies may be among them, for their centres stay where they are.
+    Round and unspoilt sources over 10 σ; galaxies may be among them, for their centres stay where they are. The table
+    is kept for as long as the frame is: do not change it.
     """
+    table = _found.get(frame)
+    if table is None:
+        table = _found[frame] = _measure_stars(frame)
+    return table
+
+
+def _measure_stars(frame: Frame) -> pd.DataFrame:
     from astrid_pipeline.imaging.stars import detect_stars
 
     table = detect_stars(frame, only_stars=False, max_sources=4 * MAX_STARS)

@@ -25,8 +25,9 @@ PAD = 8
 #: Largest slope of the map (3 degrees of rotation) for which rows and columns are treated one after the other: along
 #: a slanted row the finest scales of both axes add up, which costs accuracy beyond.
 MAX_SLOPE = 0.05
-#: Source pixels per target pixel, along one axis, above which the kernel is widened against aliasing.
-SHRINKS = 1.1
+#: Source pixels per target pixel, along one axis, above which the kernel is widened against aliasing: below, stars
+#: have nothing that folds back, and interpolation keeps their flux better.
+SHRINKS = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,24 +129,21 @@ def _two_passes(source: _Source, interpolation: Kernel) -> Image:
     extreme = source.x_map.rows(source.rows, source.columns)
     first = int(np.clip(np.floor(extreme.min()) - half, -PAD, source.data.shape[1] + PAD - 1))
     last = int(np.clip(np.ceil(extreme.max()) + half + 1, first + 1, source.data.shape[1] + PAD))
-    crossing = _crossings(source, first, last)
+    # Positions in units of a tabulated fraction, from the mirrored border on: whole numbers of them are all one needs.
     j = np.arange(first, last, dtype=float)
     x, y = np.arange(width, dtype=float), np.arange(height, dtype=float)
+    crossing = _crossings(source, first, last).scaled(FRACTIONS, FRACTIONS * PAD + 0.5).table(y, j)
+    x_map = source.x_map.scaled(FRACTIONS, 0.5 - FRACTIONS * first).table(y, x)
     out = np.empty((height, width), np.float32)
     down = _Taps(interpolation, (STRIP, len(j)))
     along = _Taps(interpolation, (STRIP, width))
     flat = plane.reshape(-1)
+    column = np.arange(first + PAD, last + PAD, dtype=np.intp)
+    line = np.arange(STRIP, dtype=np.intp)[:, None] * len(j)
     for start in range(0, height, STRIP):
-        strip = y[start : start + STRIP]
-        n = len(strip)
-        where = crossing.rows(strip, j)
-        where += PAD
-        middle = down.sum(flat, where, columns_in, rows_in, step=columns_in, offset=j.astype(np.intp) + PAD)
-        where = source.x_map.rows(strip, x)
-        where -= first
-        out[start : start + n] = along.sum(
-            middle.reshape(-1), where, 1, len(j), step=1, offset=np.arange(n, dtype=np.intp)[:, None] * len(j)
-        )
+        rows = slice(start, min(start + STRIP, height))
+        middle = down.sum(flat, crossing.rows(rows), columns_in, rows_in, column)
+        out[rows] = along.sum(middle.reshape(-1), x_map.rows(rows), 1, len(j), line[: len(middle)])
     return out
 
 
@@ -175,27 +173,26 @@ class _Taps:
         self.kernel = interpolation
         self.index = np.empty(shape, np.intp)
         self.fraction = np.empty(shape, np.intp)
-        self.base = np.empty(shape, np.float64)
         self.pixel, self.weight, self.total = (np.empty(shape, np.float32) for _ in range(3))
 
-    def sum(
-        self, flat: Image, where: Floats, pitch: int, length: int, *, step: int, offset: npt.NDArray[np.intp]
-    ) -> Image:
-        """Return Σ_k w_k(fraction) flat[(floor(where) - half + 1 + k) * pitch + offset]; `where` is used up."""
+    def sum(self, flat: Image, where: Floats, step: int, length: int, offset: npt.NDArray[np.intp]) -> Image:
+        """Return Σ_k w_k(p - floor p) flat[(floor p - half + 1 + k) * step + offset], p = where / FRACTIONS.
+
+        `where` holds half a unit more, so that cutting off rounds; p is kept within `length`.
+        """
         n = len(where)
-        index, fraction, base = self.index[:n], self.fraction[:n], self.base[:n]
+        index, fraction = self.index[:n], self.fraction[:n]
         pixel, weight, total = self.pixel[:n], self.weight[:n], self.total[:n]
         half = self.kernel.half
-        np.clip(where, half - 1, length - half - 1, out=where)
-        np.floor(where, out=base)
-        where -= base
-        where *= FRACTIONS
-        where += 0.5
-        np.copyto(fraction, where, casting="unsafe")
-        base -= half - 1
-        np.copyto(index, base, casting="unsafe")
-        if pitch != 1:
-            index *= pitch
+        low, high = (half - 1) * FRACTIONS, (length - half) * FRACTIONS - 1
+        if where.min() < low or where.max() > high:
+            np.clip(where, low, high, out=where)
+        np.copyto(index, where, casting="unsafe")
+        np.bitwise_and(index, FRACTIONS - 1, out=fraction)
+        index >>= FRACTIONS.bit_length() - 1
+        index -= half - 1
+        if step != 1:
+            index *= step
         index += offset
         for k in range(2 * half):
             np.take(flat, index, out=pixel, mode="clip")
@@ -215,7 +212,7 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
     widen = source.scale if source.scale > SHRINKS else 1.0
     prefilter = interpolation.prefilter and widen == 1.0
     # A widened spline no longer interpolates: the windowed sinc does without coefficients.
-    used = interpolation if widen == 1.0 or not interpolation.prefilter else kernel("lanczos3")
+    used = interpolation if widen == 1.0 or not interpolation.prefilter else kernel("lanczos4")
     reach = int(np.ceil(used.half * widen))
     pad = max(PAD, reach + 1)
     plane = coefficients(source.data, pad, prefilter=prefilter)
@@ -224,9 +221,10 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
     x, y = np.arange(width, dtype=float), np.arange(height, dtype=float)
     out = np.empty((height, width), np.float32)
     taps = np.arange(-reach + 1, reach + 1)
+    x_map, y_map = source.x_map.table(y, x), source.y_map.table(y, x)
     for start in range(0, height, STRIP):
-        strip = y[start : start + STRIP]
-        u, v = source.x_map.rows(strip, x) + pad, source.y_map.rows(strip, x) + pad
+        rows = slice(start, start + STRIP)
+        u, v = x_map.rows(rows) + pad, y_map.rows(rows) + pad
         np.clip(u, reach - 1, columns_in - reach - 1, out=u)
         np.clip(v, reach - 1, rows_in - reach - 1, out=v)
         i, j = np.floor(u), np.floor(v)
@@ -238,7 +236,7 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
             for b, column in enumerate(taps):
                 line += weights_u[b] * np.take(flat, index + (row * columns_in + column), mode="clip")
             total += weights_v[a] * line
-        out[start : start + len(strip)] = total
+        out[rows] = total
     return out
 
 
@@ -265,45 +263,59 @@ def _finish(source: _Source, warped: Image, half: int) -> Resampled:
     mask = np.zeros((height, width), np.int32)
     variance = None if source.variance is None else np.empty((height, width), np.float32)
     corners = _corners(source.mask).reshape(-1) if source.mask.any() else None
+    x_map, y_map, area_map = (m.table(y, x) for m in (source.x_map, source.y_map, source.area_map))
     covered = 0
     area: Image = np.float32(source.area.mean())  # type: ignore[assignment]  # one number where it is constant
     for start in range(0, height, STRIP):
         rows = slice(start, start + STRIP)
-        u, v = source.x_map.rows(y[rows], x), source.y_map.rows(y[rows], x)
+        u, v = x_map.rows(rows), y_map.rows(rows)
         if not source.constant_area:
-            area = source.area_map.rows(y[rows], x).astype(np.float32)
+            area = area_map.rows(rows).astype(np.float32)
         warped[rows] *= area
-        inside = (u > -0.5) & (u < w_in - 0.5) & (v > -0.5) & (v < h_in - 0.5)
-        whole = (u >= half - 1) & (u <= w_in - half) & (v >= half - 1) & (v <= h_in - half)
-        i, j = np.clip(np.floor(u), 0, w_in - 1), np.clip(np.floor(v), 0, h_in - 1)
-        index = j.astype(np.intp)
-        index *= w_in
-        index += i.astype(np.intp)
-        if corners is not None:
-            mask[rows] = np.take(corners, index, mode="clip")
-        if not whole.all():
-            mask[rows] |= np.where(whole, np.int32(0), np.int32(Mask.EDGE))
+        i, j = np.floor(u), np.floor(v)
+        # Most strips lie wholly inside.
+        low, high = min(i.min(), j.min()), max(i.max() - w_in, j.max() - h_in)
+        inside: npt.NDArray[np.bool_] | None = None
+        if low < half - 1 or high > -half - 1:
+            inside = (u > -0.5) & (u < w_in - 0.5) & (v > -0.5) & (v < h_in - 0.5)
+            whole = (u >= half - 1) & (u <= w_in - half) & (v >= half - 1) & (v <= h_in - half)
+            np.clip(i, 0, w_in - 1, out=i)
+            np.clip(j, 0, h_in - 1, out=j)
+            mask[rows] = np.where(whole, np.int32(0), np.int32(Mask.EDGE))
             mask[rows] |= np.where(inside, np.int32(0), np.int32(Mask.NO_DATA))
             warped[rows][~inside] = 0
-        covered += int(np.count_nonzero(inside))
+        u -= i
+        v -= j
+        if corners is not None or variance is not None:
+            j *= w_in
+            j += i
+            index = j.astype(np.intp)
+        if corners is not None:
+            mask[rows] |= np.take(corners, index, mode="clip")
+        covered += u.size if inside is None else int(np.count_nonzero(inside))
         if variance is not None and source.variance is not None:
-            du, dv = np.clip(u - i, 0, 1).astype(np.float32), np.clip(v - j, 0, 1).astype(np.float32)
-            variance[rows] = _bilinear(source.variance, index, i, j, du, dv)
+            variance[rows] = _bilinear(source.variance, index, u, v)
             variance[rows] *= area
     return Resampled(warped, variance, mask, covered / mask.size)
 
 
-def _bilinear(plane: Image, index: npt.NDArray[np.intp], i: Floats, j: Floats, du: Image, dv: Image) -> Image:
-    """Return the linear interpolation of `plane` at (i + du, j + dv), index being that of (i, j)."""
-    h_in, w_in = plane.shape
-    flat = plane.reshape(-1)
-    right = (i < w_in - 1).astype(np.intp)
-    below = (j < h_in - 1).astype(np.intp) * w_in
-    top = np.take(flat, index)
-    top += du * (np.take(flat, index + right) - top)
-    index = index + below
-    bottom = np.take(flat, index)
-    bottom += du * (np.take(flat, index + right) - bottom)
+def _bilinear(plane: Image, index: npt.NDArray[np.intp], u: Floats, v: Floats) -> Image:
+    """Return the linear interpolation of `plane` at fractions (u, v) right of and below the pixels `index`.
+
+    Fractions beyond 0 to 1, at the border, mean the nearest pixel.
+    """
+    flat, pitch = plane.reshape(-1), plane.shape[1]
+    du, dv = np.clip(u, 0, 1).astype(np.float32), np.clip(v, 0, 1).astype(np.float32)
+
+    def along(first: npt.NDArray[np.intp]) -> Image:
+        left = np.take(flat, first, mode="clip")
+        right = np.take(flat, first + 1, mode="clip")
+        right -= left
+        right *= du
+        left += right
+        return left
+
+    top, bottom = along(index), along(index + pitch)
     bottom -= top
     bottom *= dv
     top += bottom

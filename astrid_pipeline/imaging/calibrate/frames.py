@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.errors import CalibrationError, PixelError
+from astrid_pipeline.imaging.bayer import halved
 from astrid_pipeline.imaging.calibrate import cosmic_rays, defects, saturation, trails
 from astrid_pipeline.imaging.calibrate.amplifiers import Assembled, assemble, cut
 from astrid_pipeline.imaging.calibrate.build import gain_map
@@ -79,9 +79,10 @@ def calibrate(
     wcs = raw.wcs
     if "bayer" in meta and not raw.calibrated:
         data, variance, mask, peak = _sum_cells(data, variance, mask, peak)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wcs = None if wcs is None else wcs[::2, ::2]
+        # A slice of a WCS would leave SIP terms as they are, and be off by a hundred pixels.
+        wcs = None if wcs is None else halved(wcs)
+        # What comes out is no mosaic any more: it may be interpolated.
+        meta["bayer_pattern"] = meta.pop("bayer")
         for key, factor in (("pixel_scale", 2.0), ("read_noise", 2.0)):
             if key in meta:
                 meta[key] *= factor
