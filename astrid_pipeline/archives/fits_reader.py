@@ -156,7 +156,7 @@ def _layout(
 ) -> tuple[fits.Header, list[geometry.AmplifierPlan], bool]:
     """Return the merged header, the amplifiers, and whether the archive has calibrated the pixels."""
     own = [hdus[i].header for i in detector.science]
-    header = merged_header([hdus[0].header, own[0]])
+    header = merged_header(hdus[0].header, own[0])
     shapes = [_shape(head, where) for head in own]
     meta_like = Reader(header, keywords)
     calibrated = is_calibrated(hdus, detector, header, meta_like)
@@ -222,7 +222,7 @@ def _exposure(hdus: fits.HDUList, detector: Detector, keywords: Keywords, path: 
     if len(planes) == 1 and len(plans) > 1:
         planes = planes * len(plans)
     amplifiers = tuple(
-        _amplifier(plane, plan, merged_header([hdus[0].header, hdus[i].header]), keywords)
+        _amplifier(plane, plan, merged_header(hdus[0].header, hdus[i].header), keywords)
         for plane, plan, i in zip(planes, plans, _cycle(detector.science, len(plans)), strict=True)
     )
     if "saturation" not in meta and not calibrated and header.get("BITPIX") == 16:
@@ -307,7 +307,7 @@ def _wcs(
     own = [hdus[i].header for i in detector.science]
     for head, plan in zip(own, plans, strict=False):
         if "CTYPE1" in head:
-            wcs = geometry.read_wcs(merged_header([hdus[0].header, head]), hdus)
+            wcs = geometry.read_wcs(merged_header(hdus[0].header, head), hdus)
             moved = geometry.moved_wcs(wcs, plan) if wcs is not None else None
             if moved is not None:
                 return moved

@@ -16,6 +16,7 @@ from astrid_pipeline.archives import fits_reader
 from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of
 from astrid_pipeline.archives.fits_files import REMEDY
 from astrid_pipeline.archives.grouping import Entry, group_into_fields, separation, with_unique_ids
+from astrid_pipeline.archives.header_cache import HeaderCache
 from astrid_pipeline.archives.keywords import load_keywords
 from astrid_pipeline.errors import AstridError, DuplicateExposureError, HeaderError, PixelError, ReadError
 from astrid_pipeline.imaging.frame import Image
@@ -35,7 +36,7 @@ ENOUGH_FRAMES = 5
 class FolderArchive:
     """The FITS files under a folder.
 
-    Files are looked at once, when first asked for, and again after `refresh`; only their headers are read then. A
+    Files are looked at once, when first asked for, and again after `refresh`; only headers of new files are read. A
     file that cannot be used is kept in `problems` as the error it caused, and the others are served.
 
     Parameters
@@ -160,12 +161,15 @@ class FolderArchive:
             return
         self._problems = []
         keywords = load_keywords(self.aliases)
+        cache = HeaderCache(self.path, keywords)
         found: list[tuple[Path, fits_reader.Summary]] = []
         for file in self._files():
             try:
-                found.extend((file, summary) for summary in fits_reader.summarise(file, keywords))
+                summaries = cache.summaries(file, lambda path: fits_reader.summarise(path, keywords))
+                found.extend((file, summary) for summary in summaries)
             except AstridError as error:
                 self._problems.append(error)
+        cache.save()
         entries = []
         for file, summary in found:
             try:

@@ -248,6 +248,8 @@ def moved_wcs(wcs: WCS, plan: AmplifierPlan) -> WCS | None:
 
     Pixel (x, y) as read becomes (x − x0 + X0, …), or counted from the other side where the amplifier is flipped.
     """
+    if plan.data[::2] == plan.detector[::2] and not (plan.flip_x or plan.flip_y):
+        return wcs
     if (plan.flip_x or plan.flip_y) and (wcs.sip is not None or wcs.wcs.ctype[0].endswith(("TPV", "ZPN"))):
         return None
     out = wcs.deepcopy()

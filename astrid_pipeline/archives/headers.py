@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from astropy.io import fits
@@ -244,20 +243,21 @@ def _pixel_scale(reader: Reader) -> float | None:
     return 206.2648 * size / focal if size and focal else None
 
 
-def merged_header(headers: Iterable[fits.Header]) -> fits.Header:
-    """Return one header in which the later ones overrule the earlier: an extension's over the primary's.
+def merged_header(primary: fits.Header, extension: fits.Header) -> fits.Header:
+    """Return an extension's header with the primary's beneath it.
 
-    A value that says nothing ("UNKNOWN", "N/A") does not overrule one that does, nor does a zero gain.
+    A value that says nothing ("UNKNOWN", "N/A") does not overrule one that does.
     """
-    out = fits.Header()
-    for header in headers:
-        for card in header.cards:
-            if card.keyword in ("", "COMMENT", "HISTORY", "CONTINUE"):
-                continue
-            if card.keyword in out and given(header, card.keyword) is None:
-                continue
-            try:
-                out[card.keyword if len(card.keyword) <= 8 else f"HIERARCH {card.keyword}"] = card.value
-            except (ValueError, fits.VerifyError):
-                continue  # a card that does not follow the standard says nothing we could trust
+    out = extension.copy()
+    if primary is extension:
+        return out
+    own = set(extension)
+    for card in primary.cards:
+        keyword = card.keyword
+        if keyword in ("", "COMMENT", "HISTORY", "CONTINUE"):
+            continue
+        if keyword not in own:
+            out.append(card, end=True)
+        elif given(extension, keyword) is None and given(primary, keyword) is not None:
+            out[keyword] = card.value
     return out

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astrid_pipeline.archives import fits_reader
 from astrid_pipeline.archives.fits_reader import read_exposure
 from astrid_pipeline.archives.folder import FolderArchive, same_pixels
 from astrid_pipeline.archives.grouping import separation
+from astrid_pipeline.archives.keywords import Keywords
 from astrid_pipeline.errors import ReadError
 from astrid_pipeline_tests.archives.some_fits import TAN, pixels, write
 
@@ -146,3 +148,49 @@ def test_separation_is_astropys(ra1: float, dec1: float, ra2: float, dec2: float
 
     expected = np.degrees(angular_separation(*np.radians([ra1, dec1, ra2, dec2])))
     assert separation(ra1, dec1, ra2, dec2) == pytest.approx(expected, abs=1e-6)
+
+
+def test_headers_are_read_once_and_again_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASTRID_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "in"
+    at(folder / "a.fits", 1, 150, 2)
+    at(folder / "b.fits", 2, 150, 2, "2024-03-03T04:00:00")
+    write(folder / "bad.fits", None, BUNIT="parsec")
+    read: list[str] = []
+    real = fits_reader.summarise
+
+    def counted(path: str | Path, keywords: Keywords) -> list[fits_reader.Summary]:
+        read.append(Path(path).name)
+        return real(path, keywords)
+
+    monkeypatch.setattr(fits_reader, "summarise", counted)
+
+    def look() -> tuple[list[object], list[str]]:
+        archive = FolderArchive(folder)
+        return [archive.exposures(field) for field in archive.fields()], [str(p) for p in archive.problems]
+
+    first = look()
+    assert sorted(read) == ["a.fits", "b.fits", "bad.fits"]
+    assert len(first[1]) == 1
+    assert look() == first
+    assert read[3:] == ["bad.fits"]  # what cannot be read is tried each time
+    read.clear()
+    at(folder / "b.fits", 2, 150, 2, "2024-03-04T04:00:00")
+    (folder / "a.fits").unlink()
+    changed = look()
+    assert sorted(read) == ["b.fits", "bad.fits"]
+    assert len(changed[0][0]) == 1  # type: ignore[arg-type]
+    write(folder / "bad.fits", pixels(7), TAN)
+    assert look()[1] == []
+    # Damaged, or of another user's tables: it is made anew.
+    (cache,) = (tmp_path / "home" / "cache" / "headers").glob("*.json")
+    cache.write_text("{")
+    read.clear()
+    assert len(look()[0]) == 1
+    assert read == ["b.fits", "bad.fits"]
+    FolderArchive(folder, aliases={"keys": {"filter": ["BAND"]}}).fields()
+    assert len(read) == 4
+    FolderArchive(folder).fields()
+    assert len(read) == 4

@@ -181,9 +181,10 @@ def test_zero_point_from_hubbles_keywords() -> None:
 
 
 def test_a_silent_extension_does_not_overrule_the_primary() -> None:
-    merged = merged_header([header(BIASSEC="[1:2,1:2]", FILTER="r"), header(FILTER="UNKNOWN", GAIN=2.0)])
+    merged = merged_header(header(BIASSEC="[1:2,1:2]", FILTER="r"), header(FILTER="UNKNOWN", GAIN=2.0))
     assert merged["FILTER"] == "r"
     assert merged["GAIN"] == 2.0
+    assert merged["BIASSEC"] == "[1:2,1:2]"
     assert Reader(merged, load_keywords()).number("gain") == 2.0
 
 
