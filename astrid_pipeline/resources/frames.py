@@ -96,9 +96,10 @@ def write_product(value: Any, path: Path) -> str:
     from astrid_pipeline.imaging import io
 
     kind = kind_of(value)
-    {"frame": io.write_frame, "difference": io.write_difference, "masters": io.write_masters}[kind](
-        value, path
-    )
+    write: Any = {"frame": io.write_frame, "difference": io.write_difference, "masters": io.write_masters}[
+        kind
+    ]
+    write(value, path)
     return kind
 
 

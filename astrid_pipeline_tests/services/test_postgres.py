@@ -91,52 +91,52 @@ def test_threads_that_want_one_database_at_once(shared: Settings) -> None:
     assert ask(made[0], "SELECT current_database()") == "threads_astrid"
 
 
-def test_it_is_stopped_and_started_again_with_its_rows(settings: Settings) -> None:
-    url = postgres.database_url("astrid", settings)
+def test_it_is_stopped_and_started_again_with_its_rows(shared: Settings) -> None:
+    url = postgres.database_url("astrid", shared)
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE kept AS SELECT 42 AS answer"))
     engine.dispose()
-    pid = postmaster(settings)
-    assert postgres.stop(settings)
+    pid = postmaster(shared)
+    assert postgres.stop(shared)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert not postgres.stop(settings)
-    assert ask(postgres.database_url("astrid", settings), "SELECT answer FROM kept") == 42
+    assert not postgres.stop(shared)
+    assert ask(postgres.database_url("astrid", shared), "SELECT answer FROM kept") == 42
 
 
-def test_it_comes_back_after_a_kill(settings: Settings) -> None:
-    url = postgres.database_url("astrid", settings)
+def test_it_comes_back_after_a_kill(shared: Settings) -> None:
+    url = postgres.database_url("astrid", shared)
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE kept AS SELECT 42 AS answer"))
+        connection.execute(text("CREATE TABLE survived AS SELECT 42 AS answer"))
     engine.dispose()
-    pid = postmaster(settings)
+    pid = postmaster(shared)
     os.kill(pid, signal.SIGKILL)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
-    assert ask(postgres.database_url("astrid", settings), "SELECT answer FROM kept") == 42
+    assert ask(postgres.database_url("astrid", shared), "SELECT answer FROM survived") == 42
 
 
-def test_a_pid_file_of_a_stranger_is_no_server(settings: Settings) -> None:
+def test_a_pid_file_of_a_stranger_is_no_server(shared: Settings) -> None:
     # As after a power cut, or in a container made anew: the number belongs to another program now.
-    postgres.database_url("astrid", settings)
-    pid_file = settings.postgres_folder / "postmaster.pid"
+    postgres.database_url("astrid", shared)
+    pid_file = shared.postgres_folder / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
-    postgres.stop(settings)
+    postgres.stop(shared)
     lines[0] = str(os.getpid())
     pid_file.write_text("\n".join(lines) + "\n")
-    assert ask(postgres.database_url("astrid", settings), "SELECT 1") == 1
-    assert postmaster(settings) != os.getpid()
+    assert ask(postgres.database_url("astrid", shared), "SELECT 1") == 1
+    assert postmaster(shared) != os.getpid()
 
 
-def test_it_is_left_alone_while_others_use_it(settings: Settings) -> None:
-    engine = create_engine(postgres.database_url("astrid", settings))
+def test_it_is_left_alone_while_others_use_it(shared: Settings) -> None:
+    engine = create_engine(postgres.database_url("astrid", shared))
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
-        assert not postgres.stop_if_idle(settings)
+        assert not postgres.stop_if_idle(shared)
     engine.dispose()
-    assert postgres.stop_if_idle(settings)
-    assert not postgres.stop_if_idle(settings)
+    assert postgres.stop_if_idle(shared)
+    assert not postgres.stop_if_idle(shared)
 
 
 def test_only_its_owner_can_reach_it(shared: Settings) -> None:
