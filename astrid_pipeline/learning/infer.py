@@ -135,7 +135,7 @@ def detect(
     threshold:
         Least score; the model's own by default.
     passes:
-        Samples of dropout for `uncertainty`; below 2 it is null.
+        Samples of dropout for `uncertainty`; below 2, and for scores below the model's threshold, it is null.
     orientations:
         1, 2, 4 or 8 turned and mirrored copies to average over: purer, and as many times slower.
 
@@ -162,7 +162,12 @@ def detect(
     table = table.reset_index(drop=True)
     if not len(table):
         return DETECTIONS.empty()
-    table["uncertainty"] = dropout_spread(network, planes, table, passes=passes, seed=0, device=where)
+    # Below the model's own threshold there can be thousands; only what it holds for real is worth the passes.
+    sure = (table["score"] >= model.threshold).to_numpy()
+    table["uncertainty"] = np.nan
+    table.loc[sure, "uncertainty"] = dropout_spread(
+        network, planes, table[sure], passes=passes, seed=0, device=where
+    )
     shares = class_probabilities(table)
     for c, label in enumerate(CLASSES):
         table[f"p_{label}"] = shares[:, c]
