@@ -153,7 +153,8 @@ def fill_pair(
                 slice(s.start - c + size // 2, s.stop - c + size // 2) for s, c in ((rows, yc), (columns, xc))
             )
             for image, solved, hole in ((science, n, bad_science), (reference, r, bad_reference)):
-                where = hole[rows, columns]
+                # A hole with too little around it to be solved for keeps its smooth filling.
+                where = hole[rows, columns] & np.isfinite(solved[i][inside])
                 image[rows, columns][where] = solved[i][inside][where]
     return science, reference
 
@@ -286,7 +287,8 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
     for dy, dx in ((1, 0), (0, 1)):
         before, here, after = value[n, y - dy, x - dx], value[n, y, x], value[n, y + dy, x + dx]
         bend = (2 * here - before - after).clamp_min(1e-6)
-        moves.append(((after - before) / (2 * bend)).clamp(-0.6, 0.6))
+        # Where the filter overflows on every side there is no parabola: the star stays on its pixel.
+        moves.append(((after - before) / (2 * bend)).nan_to_num(0.0, 0.0, 0.0).clamp(-0.6, 0.6))
     ky, kx = frequencies(size, image.device)
     cy, cx = y + moves[0], x + moves[1]
     star = torch.fft.irfft2(psf * moved(-cx, -cy, ky, kx), s=(size, size))
