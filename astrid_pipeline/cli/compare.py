@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from astrid_pipeline.errors import AstridError, ConfigError, DuplicateExposureError, ReadError
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.report.page import ReportInput, write_report
-from astrid_pipeline.report.remarks import Remark, remarks
+from astrid_pipeline.report.remarks import Remark, number, remarks
 from astrid_pipeline.report.tables import write_csv, write_parquet, write_regions, write_whole
 
 STAGES = (
@@ -67,6 +68,11 @@ class Comparison:
     def detections(self) -> pd.DataFrame:
         """The candidates that the model calls real."""
         return self.candidates[self.candidates["is_detection"]]
+
+    @property
+    def n_candidates(self) -> int:
+        """How many pass the S/N threshold; detections may be more, since the network also looks below it."""
+        return int((self.candidates["origin"] == "candidate").sum())
 
     @property
     def remarks(self) -> list[Remark]:
@@ -163,7 +169,7 @@ def compare(
     clock.start("classify")
     least = detector.threshold if min_score is None else min_score
     scored = detect(difference, candidates, detector, device=device, threshold=min(least, LEAST_TOLD))
-    table = rank(candidates, scored, least)
+    table = with_magnitudes(rank(candidates, scored, least), science.meta)
     seconds = clock.stop()
     settings = {
         "science": str(science_path),
@@ -216,6 +222,20 @@ def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd
     wanted = [name for name in DETECTIONS.names if name in table] + ["is_detection"]
     table = table.loc[order.index, wanted].reset_index(drop=True)
     return table.assign(is_detection=table["is_detection"].astype(bool))
+
+
+def with_magnitudes(table: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+    """Return `table` with `mag` and `mag_err` (AB, of the absolute change) also where flux was forced at a peak."""
+    zero_point = number(meta, "zero_point")
+    missing = (table["mag"].isna() & (table["flux"].abs() > 0)).to_numpy()
+    if zero_point is None or not missing.any():
+        return table
+    flux, error = (table.loc[missing, name].to_numpy(float) for name in ("flux", "flux_err"))
+    table = table.copy()
+    table.loc[missing, "mag"] = zero_point - 2.5 * np.log10(np.abs(flux))
+    # 2.5 / ln 10 = 1.0857: the magnitude's derivative by the relative flux.
+    table.loc[missing, "mag_err"] = 1.0857 * error / np.abs(flux)
+    return table
 
 
 class _Clock:

@@ -125,7 +125,7 @@ def summary(comparison: Comparison, paths: dict[str, Path]) -> dict[str, Any]:
     return {
         "science": comparison.settings["science"],
         "reference": comparison.settings["reference"],
-        "n_candidates": len(comparison.candidates),
+        "n_candidates": comparison.n_candidates,
         "n_detections": len(detections),
         "difference": {key: number(meta, key) for key in keys},
         "remarks": [{"level": r.level, "about": r.about, "text": r.text} for r in comparison.remarks],
@@ -143,9 +143,11 @@ def _show(comparison: Comparison, paths: dict[str, Path]) -> None:
     for remark in comparison.remarks:
         style = "yellow" if remark.level == "warning" else "dim"
         err.print(f"  [{style}]{'!' if remark.level == 'warning' else '·'} {remark.text}[/]")
+    deeper = int((detections["origin"] == "network").sum())
     out.print(
-        f"\n[bold]{len(detections)}[/] detection{'' if len(detections) == 1 else 's'} among "
-        f"{len(comparison.candidates)} candidates of |S/N| ≥ {comparison.settings['threshold']:g}"
+        f"\n[bold]{len(detections)}[/] detection{'' if len(detections) == 1 else 's'}; "
+        f"{comparison.n_candidates} candidates of |S/N| ≥ {comparison.settings['threshold']:g}"
+        + (f"; {deeper} of the detections lie below that and were seen by the network only" if deeper else "")
     )
     if len(detections):
         table = Table(box=None, header_style="dim", pad_edge=False)

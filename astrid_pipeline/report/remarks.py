@@ -151,14 +151,9 @@ def _of_frame(name: str, meta: Mapping[str, Any]) -> list[Remark]:
             )
         )
     source = str(meta.get("gain_source") or "")
-    if source.startswith("photon"):
-        found.append(
-            Remark(
-                "note",
-                "gain",
-                f"The {name} frame's header has no gain; it was measured from the image itself.",
-            )
-        )
+    # The header's gain, that of data in electrons, and that of the masters are what was told; others were inferred.
+    if source and source.split()[0].rstrip(":,") not in ("header", "unit", "masters", "flats", "flat"):
+        found.append(Remark("note", "gain", f"The {name} frame's gain is not its header's but the {source}."))
     if meta.get("bayer"):
         found.append(
             Remark(

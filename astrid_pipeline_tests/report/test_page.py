@@ -61,7 +61,7 @@ def test_page_fetches_nothing_and_says_the_numbers() -> None:
     assert not re.search(r"""(?:src|href)=["']?(?!data:|candidates\.csv|")""", html)
     assert not re.search(r"@import|url\(", html)
     for text in (
-        "2</b> detections",
+        "2</b> detections,",
         "<b>4</b> candidates",
         "0.90″",
         "27.50 mag",
@@ -84,7 +84,7 @@ def test_names_from_headers_cannot_inject_markup() -> None:
 def test_no_candidates_is_said() -> None:
     source = make_input(rows=make_rows(make_difference(), []))
     html = render(source)
-    assert "No detections among" in html
+    assert "No detections," in html
     assert "Nothing passes the threshold" in html
 
 
