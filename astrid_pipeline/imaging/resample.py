@@ -7,6 +7,7 @@ dimensions. Maps that turn by more than some degrees, or that shrink the image, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ from astrid_pipeline.imaging.pixel_map import Floats, Lattice, PixelMap
 
 Image = npt.NDArray[np.float32]
 
-#: Rows treated at once: their work arrays stay in the processor's cache.
-STRIP = 16
+#: Pixels treated at once, some whole rows: their work arrays stay in the processor's cache.
+STRIP = 32768
 #: Pixels mirrored around the source, more than any kernel reaches.
 PAD = 8
 #: Largest slope of the map (3 degrees of rotation) for which rows and columns are treated one after the other: along
@@ -135,16 +136,26 @@ def _two_passes(source: _Source, interpolation: Kernel) -> Image:
     crossing = _crossings(source, first, last).scaled(FRACTIONS, FRACTIONS * PAD + 0.5).table(y, j)
     x_map = source.x_map.scaled(FRACTIONS, 0.5 - FRACTIONS * first).table(y, x)
     out = np.empty((height, width), np.float32)
-    down = _Taps(interpolation, (STRIP, len(j)))
-    along = _Taps(interpolation, (STRIP, width))
+    strip = _strip(width)
+    down = _Taps(interpolation, (strip, len(j)))
+    along = _Taps(interpolation, (strip, width))
     flat = plane.reshape(-1)
     column = np.arange(first + PAD, last + PAD, dtype=np.intp)
-    line = np.arange(STRIP, dtype=np.intp)[:, None] * len(j)
-    for start in range(0, height, STRIP):
-        rows = slice(start, min(start + STRIP, height))
+    line = np.arange(strip, dtype=np.intp)[:, None] * len(j)
+    for rows in _strips(height, strip):
         middle = down.sum(flat, crossing.rows(rows), columns_in, rows_in, column)
         out[rows] = along.sum(middle.reshape(-1), x_map.rows(rows), 1, len(j), line[: len(middle)])
     return out
+
+
+def _strip(width: int) -> int:
+    """Return how many rows of this width are treated at once."""
+    return max(2, STRIP // width)
+
+
+def _strips(height: int, strip: int) -> Iterator[slice]:
+    for start in range(0, height, strip):
+        yield slice(start, min(start + strip, height))
 
 
 def _crossings(source: _Source, first: int, last: int) -> Lattice:
@@ -222,8 +233,7 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
     out = np.empty((height, width), np.float32)
     taps = np.arange(-reach + 1, reach + 1)
     x_map, y_map = source.x_map.table(y, x), source.y_map.table(y, x)
-    for start in range(0, height, STRIP):
-        rows = slice(start, start + STRIP)
+    for rows in _strips(height, _strip(width)):
         u, v = x_map.rows(rows) + pad, y_map.rows(rows) + pad
         np.clip(u, reach - 1, columns_in - reach - 1, out=u)
         np.clip(v, reach - 1, rows_in - reach - 1, out=v)
@@ -266,8 +276,7 @@ def _finish(source: _Source, warped: Image, half: int) -> Resampled:
     x_map, y_map, area_map = (m.table(y, x) for m in (source.x_map, source.y_map, source.area_map))
     covered = 0
     area: Image = np.float32(source.area.mean())  # type: ignore[assignment]  # one number where it is constant
-    for start in range(0, height, STRIP):
-        rows = slice(start, start + STRIP)
+    for rows in _strips(height, _strip(width)):
         u, v = x_map.rows(rows), y_map.rows(rows)
         if not source.constant_area:
             area = area_map.rows(rows).astype(np.float32)
