@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from astrid_pipeline.errors import SubtractionError
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.night.outcome import Outcome, for_each
 from astrid_pipeline.night.references import choose_reference
@@ -64,6 +66,13 @@ def difference_one(science: Frame, reference: Frame, method: str = "zogy") -> tu
     aligned = align(reference, to=science)
     middle = time.perf_counter()
     difference = subtract(science, aligned, method=method)
+    if not np.isfinite(difference.score).all():
+        lost = float(1 - np.isfinite(difference.score).mean())
+        raise SubtractionError(
+            f"{lost:.1%} of the score is not finite",
+            where=science.name,
+            remedy="report it with the two frames: this is a defect of the subtraction",
+        )
     registration = {
         k: aligned.meta[k] for k in ("dx_rms", "dy_rms", "n_matched", "coverage") if k in aligned.meta
     }
