@@ -82,8 +82,8 @@ def measure_background(
     Returns
     -------
     Background
-        Each cell's clipped mean and standard deviation, median-filtered over 3 x 3 cells and interpolated by
-        bicubic splines.
+        Each cell's clipped mean and standard deviation, smoothed over 3 x 3 cells and interpolated by bicubic
+        splines.
 
     Raises
     ------
@@ -113,6 +113,7 @@ def measure_background(
         raise PixelError("the image is constant, it has no noise", remedy="check how the file was written")
     filled &= rms > 0
     smooth_level, level_err = _smooth(level, filled, rows, columns)
+    rms = np.sqrt(np.maximum(rms**2 - _slope_variance(smooth_level), 0.25 * rms**2))
     smooth_log, rms_err = _smooth(np.log(np.where(filled, rms, 1.0)), filled, rows, columns)
     return Background(
         level=_surface(smooth_level, rows, columns),
@@ -185,7 +186,7 @@ def clipped_statistics(values: npt.NDArray[np.floating]) -> tuple[_Float, _Float
 
     `values` is (rows, n) and is sorted in place; +inf marks what is to be left out. The first cut uses the
     quartiles, the second the standard deviation found, corrected for the cut: the result is the width of the
-    Gaussian core, to 0.1 % for whole-numbered data down to a noise of one unit.
+    Gaussian core, to 1 % for whole-numbered data down to a noise of one unit.
     """
     values.sort(axis=1)
     number = np.count_nonzero(np.isfinite(values), axis=1)
@@ -214,7 +215,7 @@ def clipped_statistics(values: npt.NDArray[np.floating]) -> tuple[_Float, _Float
 
 
 def _smooth(cells: _Float, filled: _Bool, rows: _Axis, columns: _Axis) -> tuple[_Float, float]:
-    """Return the cells median-filtered over 3 x 3 with holes bridged, and the standard error of the result."""
+    """Return the cells without outliers and holes, smoothed over 3 x 3, and the standard error of the result."""
     from scipy.interpolate import RBFInterpolator
     from scipy.ndimage import median_filter
 
@@ -230,14 +231,39 @@ def _smooth(cells: _Float, filled: _Bool, rows: _Axis, columns: _Axis) -> tuple[
             values[~filled] = bridge(np.column_stack([y[~filled], x[~filled]]))
         else:
             values[~filled] = np.median(cells[filled])
-    smooth = median_filter(values, size=3, mode="nearest") if min(cells.shape) >= 3 else values
-    return smooth, _cell_error(values, filled) * (1.25 / 3 if min(cells.shape) >= 3 else 1.0)
+    error = _cell_error(cells, filled)
+    if min(cells.shape) < 3:
+        return values, error
+    # A cell that a halo or a nebula lifted is replaced by its neighbours' median; a gradient leaves that nearly alone.
+    # (Beyond the edges the cells are continued by their point reflection, so that a gradient goes on.)
+    median = median_filter(np.pad(values, 1, mode="reflect", reflect_type="odd"), size=3)[1:-1, 1:-1]
+    off = np.abs(values - median)
+    values = np.where(off > 3 * max(1.4826 * float(np.median(off)), error), median, values)
+    # Smoothed with weights 1, 2, 1 along both axes, which keep a gradient as it is when the edges continue it; where
+    # that changes more than the noise can have done, the sky bends, and the cell stays.
+    smooth = values
+    for axis in (0, 1):
+        wide = np.pad(
+            smooth, [(1, 1) if k == axis else (0, 0) for k in (0, 1)], mode="reflect", reflect_type="odd"
+        )
+        wide = np.moveaxis(wide, axis, 0)
+        smooth = np.moveaxis((wide[:-2] + 2 * wide[1:-1] + wide[2:]) / 4, 0, axis)
+    return np.where(np.abs(smooth - values) < 2 * error, smooth, values), error * 0.375
+
+
+def _slope_variance(cells: _Float) -> _Float:
+    """Return the variance within each cell that the sky's own gradient makes: step² / 12 along either axis."""
+    variance = np.zeros_like(cells)
+    for axis, number in enumerate(cells.shape):
+        if number > 1:
+            variance += np.gradient(cells, axis=axis) ** 2 / 12
+    return variance
 
 
 def _cell_error(cells: _Float, filled: _Bool) -> float:
     """Return the standard error of one cell, from second differences, which a gradient does not enter.
 
-    The median of nine such cells has 1.25 / 3 of it.
+    Smoothing over 3 x 3 cells leaves 3/8 of it.
     """
     bends = []
     for values, known in ((cells, filled), (cells.T, filled.T)):

@@ -118,10 +118,9 @@ def solve_pixels(
             stamps = stamps - _pedestal(stamps - bright * model, outside, flux)[:, None, None]
         residual = stamps - bright * model
         noise = variance + np.square(SHARE * bright * model)
-        if step >= 1:
-            trust = weight * (
-                np.square(residual) < PIXEL_SIGMA**2 * (noise + np.square(0.05 * bright * model))
-            )
+        # Before there is a map, the Moffat may be wrong by a tenth.
+        slack = np.float32(0.05 if step else 0.1) * bright * model
+        trust = weight * (np.square(residual) < PIXEL_SIGMA**2 * (noise + np.square(slack)))
         kept = _agreeing(residual, variance + np.square(0.02 * bright * model), trust * core, flux)
         if step == ROUNDS:
             break
@@ -233,6 +232,12 @@ def _project(
     inverse = (weight * kept[:, None, None] / noise).reshape(len(residual), -1).astype(float)
     flat = centred.reshape(len(residual), -1).astype(float)
     update, error = _weighted_fit(terms, flat, inverse, int(kept.sum()))
+    if kept.sum() >= MIN_FOR_WINGS:
+        # What no list knew, a cosmic ray or a neighbour, is in one star of many: fit again without.
+        chi = np.abs(flat - terms @ update) * np.sqrt(inverse)
+        scale = np.maximum(1.4826 * np.median(chi[kept], axis=0), 1.0)
+        inverse = inverse * (chi < PIXEL_SIGMA * scale)
+        update, error = _weighted_fit(terms, flat, inverse, int(kept.sum()))
     index, members = _rings(size)
     share = members / members.sum(axis=0)
     # A ring's mean in each star; its weight is what the pixels' noise alone would give it.
