@@ -91,6 +91,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def leave() -> None:
+    """End what a command may have left running: a database server that nobody uses any more."""
+    if "astrid_pipeline.resources.catalogue" in sys.modules:
+        from astrid_pipeline.resources.catalogue import leave_database
+
+        leave_database()
+
+
 def _unforeseen(error: Exception, debug: bool) -> int:
     """Tell a wrong command (click says how), a broken pipe, or a defect."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):

@@ -9,7 +9,7 @@ from dagster import ConfigurableResource
 from pydantic import Field
 
 from astrid_pipeline.services import postgres
-from astrid_pipeline.settings import Settings
+from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from astrid_pipeline.catalog import Catalog
@@ -36,6 +36,16 @@ def _open(url: str) -> Catalog:
         if url not in _opened:
             _opened[url] = Catalog(url)
         return _opened[url]
+
+
+def leave_database() -> None:
+    """Close this process's catalogues, and stop the embedded server if nobody else is connected to it."""
+    with _lock:
+        for catalogue in _opened.values():
+            catalogue.close()
+        _opened.clear()
+    if get_settings().database_url is None:
+        postgres.stop_if_idle()
 
 
 class CatalogueResource(ConfigurableResource):

@@ -34,9 +34,7 @@ class Products:
     def nights(self, asset: str, owner: str) -> list[str]:
         """Return the nights of a field (or instrument) that are whole in the store, sorted."""
         prefix = f"{owner}|"
-        return [
-            key.removeprefix(prefix) for key in list_partitions(self.store, asset) if key.startswith(prefix)
-        ]
+        return [key.removeprefix(prefix) for key in list_partitions(self.store, asset, first=owner)]
 
     def frames(self, asset: str, owner: str, night: str | None = None) -> StoredFrames:
         """Return an asset's exposures of a night (or of a field), each read when it is asked for.
