@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Difference, Image
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.subtract.artefacts import mark_cosmic_rays, mark_lines
 from astrid_pipeline.imaging.subtract.engine import Filters, Scene, filter_tiles
 from astrid_pipeline.imaging.subtract.fill import fill_pair
+from astrid_pipeline.imaging.subtract.halos import raise_variance
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.match import Match, solve_match
 from astrid_pipeline.imaging.subtract.score import (
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Difference:
     """Return the difference of a pair by the method that the filters are of."""
+    pair = mark_cosmic_rays(pair)
     match = solve_match(pair, device)
+    pair = mark_lines(pair, match.ratio.image(), match.sky.image())
     scene = build_scene(pair, match, device)
     filtered = filter_tiles(scene, filters)
     flux, variance, static, plain = (
@@ -50,6 +55,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     variance *= np.float32(scale**2)
     extra, left = variance_left(flux, variance, static, bad)
     variance += extra
+    halos = raise_variance(flux, variance, static, bad, filtered.psf.fwhm() * math.sqrt(2))
     score = np.asarray(flux / np.sqrt(variance), np.float32)
     # A source that is there adds its own photons' noise.
     own = np.float32(filtered.own_noise * scene.science_slope) * np.maximum(flux, 0)
@@ -75,6 +81,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
             "astrometric_sigma_x": left.sigma_x,
             "astrometric_sigma_y": left.sigma_y,
             "psf_ratio_error": left.shape,
+            "bright_stars_left": halos,
             "score_sigma_raw": raw,
             "score_rescaled": scale != 1.0,
             "score_sigma": score_width(flux, variance, empty),

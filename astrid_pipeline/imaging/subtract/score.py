@@ -23,7 +23,7 @@ CHANGE = 5.0
 TOUCHED = 0.10
 #: The score is rescaled when its width on empty sky differs from 1 by more than this; below, the width of a megapixel's
 #: score is not known better.
-TOLERANCE = 0.015
+TOLERANCE = 0.02
 
 #: Beyond the frame nothing is known of either image, so that even a small share of a star there shows.
 TOUCHED_EDGE = 0.005

@@ -43,20 +43,21 @@ class Fit:
 
 
 def robust_sigma(values: npt.NDArray[np.floating]) -> float:
-    """Return the standard deviation of the Gaussian core: cut at 3 sigma until that changes nothing.
+    """Return the standard deviation of the Gaussian core: cut at 2 sigma until that changes nothing.
 
-    Percentiles would do for symmetric outliers, but 3 % of artefacts on one side move them by 5 %.
+    With 4 % of the values spread by sources to one side, percentiles are off by 5 %, a cut at 3 sigma by 1.4 %, at 2
+    sigma by 0.4 %; a narrower one gains nothing.
     """
     if len(values) < 2:
         return 0.0
     low, middle, high = np.percentile(values, [25, 50, 75])
     sigma = float(high - low) / 1.349
-    for _ in range(8):
-        core = values[np.abs(values - middle) < 3 * sigma]
+    for _ in range(30):
+        core = values[np.abs(values - middle) < 2 * sigma]
         if len(core) < 2:
             break
-        # A Gaussian cut at ± 3 sigma has a standard deviation of 0.98658.
-        new, middle = float(core.std(dtype=np.float64)) / 0.98658, float(core.mean(dtype=np.float64))
+        # A Gaussian cut at ± 2 sigma has a standard deviation of 0.87962.
+        new, middle = float(core.std(dtype=np.float64)) / 0.87962, float(core.mean(dtype=np.float64))
         if abs(new - sigma) < 1e-4 * sigma:
             return new
         sigma = new
