@@ -8,6 +8,7 @@ from astropy.wcs import WCS
 from astrid_pipeline.errors import InputError, RegistrationError
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.interpolation import kernel, noise_widening
+from astrid_pipeline.imaging.mask import Mask, MaskArray, is_set
 from astrid_pipeline.imaging.pixel_map import Floats, PixelMap, monomials
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.registration import Registration, register
@@ -97,7 +98,7 @@ def apply(reference: Frame, to: Frame, registration: Registration, *, method: st
     )
     widening = noise_widening(kernel(method), fwhm / np.sqrt(area))
     meta |= {
-        "coverage": moved.coverage,
+        "coverage": _coverage(moved.mask),
         "flux_scale": area,
         "noise_correlation": float(reference.meta.get("noise_correlation") or 1.0) * widening,
     }
@@ -110,6 +111,11 @@ def apply(reference: Frame, to: Frame, registration: Registration, *, method: st
         wcs=to.wcs if to.wcs is not None else _carried_wcs(reference, pixel_map),
         meta={**reference.meta, **meta},
     )
+
+
+def _coverage(mask: MaskArray) -> float:
+    """Return the share of pixels that have data: holes in the reference itself do not cover the grid."""
+    return 1 - float(is_set(mask, Mask.NO_DATA).mean())
 
 
 def _levels(reference: Frame, area: float) -> dict[str, float]:

@@ -94,6 +94,14 @@ def test_coverage_is_the_share_of_the_grid() -> None:
     assert ((out.mask & int(Mask.NO_DATA)) != 0).mean() == pytest.approx(0.25, abs=0.005)
 
 
+def test_holes_in_the_reference_do_not_cover() -> None:
+    science, reference, _, _ = pair(np.random.default_rng(14), turned(0.0))
+    mask = reference.mask.copy()
+    mask[:96] = int(Mask.NO_DATA)
+    out = align(reference.replace(mask=mask), to=science)
+    assert out.meta["coverage"] == pytest.approx(0.75, abs=0.01)
+
+
 def test_frames_of_other_size_fit_too() -> None:
     rng = np.random.default_rng(5)
     science, reference, _, _ = pair(rng, turned(0.0, (5.0, 5.0)))
