@@ -42,7 +42,9 @@ class AstridError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.remedy, self.__dict__)
 
 
-def _rebuild(kind: type[AstridError], what: str, where: str | None, remedy: str | None, state: dict) -> AstridError:
+def _rebuild(
+    kind: type[AstridError], what: str, where: str | None, remedy: str | None, state: dict
+) -> AstridError:
     error = kind.__new__(kind)
     AstridError.__init__(error, what, where=where, remedy=remedy)
     error.__dict__.update(state)

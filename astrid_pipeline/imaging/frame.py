@@ -96,7 +96,9 @@ class Frame:
         where = self.meta.get("exposure_id")
         data = _plane(self.data)
         if data.ndim != 2:
-            raise PixelError(f"the image has {data.ndim} axes, not 2", where=where, remedy="hand over one plane of it")
+            raise PixelError(
+                f"the image has {data.ndim} axes, not 2", where=where, remedy="hand over one plane of it"
+            )
         mask = as_mask(self.mask, data.shape)
         bad = ~np.isfinite(data)
         variance = None if self.variance is None else _plane(self.variance)
@@ -105,7 +107,9 @@ class Frame:
                 raise ValueError(f"variance has shape {variance.shape}, the data have {data.shape}")
             bad |= ~(np.isfinite(variance) & (variance > 0))
         if bad.all():
-            raise PixelError("no pixel has a finite value", where=where, remedy="check how the file was written")
+            raise PixelError(
+                "no pixel has a finite value", where=where, remedy="check how the file was written"
+            )
         if bad.any():
             data = np.where(bad, np.float32(0), data)
             mask = np.where(bad, mask | np.int32(Mask.NO_DATA), mask)

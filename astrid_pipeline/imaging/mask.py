@@ -35,7 +35,15 @@ class Mask(enum.IntFlag):
 
 
 #: Bits that make a pixel unusable for measuring a star, the sky, or a change.
-UNUSABLE = Mask.BAD_PIXEL | Mask.BAD_COLUMN | Mask.SATURATED | Mask.BLEED | Mask.COSMIC_RAY | Mask.TRAIL | Mask.NO_DATA
+UNUSABLE = (
+    Mask.BAD_PIXEL
+    | Mask.BAD_COLUMN
+    | Mask.SATURATED
+    | Mask.BLEED
+    | Mask.COSMIC_RAY
+    | Mask.TRAIL
+    | Mask.NO_DATA
+)
 
 
 def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, int]) -> MaskArray:
