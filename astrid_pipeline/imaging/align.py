@@ -75,9 +75,9 @@ def apply(reference: Frame, to: Frame, registration: Registration, *, method: st
         "registration_degree": registration.degree,
     }
     if registration.is_identity:
-        return reference.replace(
-            wcs=to.wcs or reference.wcs, meta={**meta, "coverage": 1.0, "flux_scale": 1.0}
-        )
+        wcs = to.wcs if to.wcs is not None else reference.wcs
+        coverage = _coverage(reference.mask)
+        return reference.replace(wcs=wcs, meta={**meta, "coverage": coverage, "flux_scale": 1.0})
     pixel_map = PixelMap.tabulate(registration.function, to.shape)
     moved = resample(reference.data, reference.variance, reference.mask, pixel_map, method=method)
     if moved.coverage == 0:
