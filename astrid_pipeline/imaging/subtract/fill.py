@@ -41,6 +41,8 @@ CELL = 32
 AROUND = 16
 #: Steps of conjugate gradients: the operator is nearly the identity, each step gains some factor of 3.
 STEPS = 12
+#: A stamp is solved when the squared gradient has fallen to this share of the first: float32 knows no more.
+SOLVED = 1e-9
 #: Stamps treated at once, so that they stay in the processor's cache.
 BATCH = 16
 
@@ -244,15 +246,18 @@ class _Solver:
         residual = -best[0]
         step = adjoint(residual)
         gradient = [s.clone() for s in step]
-        norm = _square(gradient)
+        norm = first = _square(gradient)
         for _ in range(STEPS):
             image = difference(*step)
-            length = (norm / (image**2).sum((1, 2)).clamp_min(1e-20))[:, None, None]
+            # A stamp that is solved to rounding (one pixel is, after one step) must not go on: its steps are noise
+            # divided by noise.
+            active = norm > SOLVED * first
+            length = torch.where(active, norm / (image**2).sum((1, 2)).clamp_min(1e-20), 0.0)[:, None, None]
             n, r = n + length * step[0], r + length * step[1]
             residual = residual - length * image
             gradient = list(adjoint(residual))
             new = _square(gradient)
-            ratio = (new / norm.clamp_min(1e-20))[:, None, None]
+            ratio = torch.where(active, new / norm.clamp_min(1e-20), 0.0)[:, None, None]
             step = (gradient[0] + ratio * step[0], gradient[1] + ratio * step[1])
             norm = new
         return n.cpu().numpy(), r.cpu().numpy()
@@ -276,8 +281,13 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
     profile = torch.fft.irfft2(psf, s=(size, size))
     kernel = torch.fft.rfft2(profile**2).conj()
     top = torch.fft.irfft2(torch.fft.rfft2(weight * image) * psf.conj(), s=(size, size))
-    bottom = torch.fft.irfft2(torch.fft.rfft2(weight) * kernel, s=(size, size)).clamp_min(1e-12)
-    gain = torch.where((hole > 0) & (top > 0), top**2 / bottom, torch.zeros_like(top))
+    bottom = torch.fft.irfft2(torch.fft.rfft2(weight) * kernel, s=(size, size))
+    # Where hardly a hundredth of a star would fall on good pixels, nothing is known of one: what the transforms leave
+    # there is rounding, and a quotient of it would be a star brighter than any.
+    floor = (0.01 * bottom.amax((1, 2), keepdim=True)).clamp_min(1e-12)
+    known = bottom > floor
+    bottom = torch.maximum(bottom, floor)
+    gain = torch.where((hole > 0) & (top > 0) & known, top**2 / bottom, torch.zeros_like(top))
     flat = gain.flatten(1).argmax(1)
     y, x = flat // size, flat % size
     y, x = y.clamp(1, size - 2), x.clamp(1, size - 2)
@@ -292,5 +302,7 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
     ky, kx = frequencies(size, image.device)
     cy, cx = y + moves[0], x + moves[1]
     star = torch.fft.irfft2(psf * moved(-cx, -cy, ky, kx), s=(size, size))
-    flux = (weight * image * star).sum((1, 2)) / (weight * star**2).sum((1, 2)).clamp_min(1e-12)
+    flux = (weight * image * star).sum((1, 2)) / torch.maximum((weight * star**2).sum((1, 2)), floor[:, 0, 0])
+    # A stamp in which no place is known keeps its smooth filling.
+    flux = torch.where(gain.amax((1, 2)) > 0, flux, torch.zeros_like(flux))
     return torch.where(hole > 0, flux.clamp_min(0)[:, None, None] * star, image)
