@@ -102,8 +102,16 @@ def test_correlated_pixels_are_noticed_and_corrected():
     assert clean_score(difference).std() == pytest.approx(1, abs=0.05)
 
 
-def test_saturated_cores_and_nan_leave_no_ringing():
-    science, reference = Scene(shape=(256, 256), stars=80, brightest=8e5, seed=5).build()
+@pytest.mark.parametrize(("science_fwhm", "reference_fwhm"), [(2.8, 2.3), (2.2, 2.9)])
+def test_saturated_cores_and_nan_leave_no_ringing(science_fwhm, reference_fwhm):
+    science, reference = Scene(
+        shape=(256, 256),
+        stars=80,
+        brightest=8e5,
+        seed=5,
+        science_fwhm=science_fwhm,
+        reference_fwhm=reference_fwhm,
+    ).build()
     pair = []
     for frame, level in ((science, 2e4), (reference, 3e4)):
         full = ndimage.binary_dilation(frame.data > level, iterations=1)
@@ -220,3 +228,38 @@ def test_the_public_name_stays_a_function():
         assert getattr(imaging, name) is not None
     with pytest.raises(AttributeError):
         _ = imaging.no_such_name
+
+
+def test_a_single_bad_pixel_is_filled_with_what_the_other_frame_shows():
+    science, reference = Scene(shape=(160, 160), stars=80, seed=9).build()
+    mask = np.zeros(science.shape, np.int32)
+    places = [(50, 60), (80, 81), (110, 40)]
+    data = science.data.copy()
+    for y, x in places:
+        data[y, x], mask[y, x] = 1500.0, Mask.COSMIC_RAY
+    difference = subtract(science.replace(data=data, mask=mask), reference, device="cpu")
+    for y, x in places:
+        assert abs(difference.science[y, x] - science.data[y, x]) < 6 * 12  # noise of a pixel is 10 to 12
+    assert np.abs(clean_score(difference)).max() < 5.5
+
+
+def test_cosmic_rays_columns_and_trails_are_flagged_though_nobody_masked_them():
+    science, reference = Scene(shape=(400, 400), stars=150, seed=3).build()
+    rng = np.random.default_rng(0)
+    data = science.data.copy()
+    hits = [(int(y), int(x)) for y, x in rng.integers(20, 380, (12, 2))]
+    for y, x in hits:
+        data[y, x] += 400.0
+    data[:, 222] += 35.0
+    y, x = np.mgrid[:400, :400]
+    across = (y - 60 - 0.4 * x) / np.hypot(1, 0.4)
+    data += 60.0 * np.exp(-0.5 * (across / 1.2) ** 2).astype(np.float32)
+    difference = subtract(science.replace(data=data), reference, device="cpu")
+    found = sum(
+        bool(difference.mask[y, x] & (Mask.COSMIC_RAY | Mask.TRAIL | Mask.BAD_COLUMN)) for y, x in hits
+    )
+    assert found >= 11
+    assert ((difference.mask[:, 222] & Mask.BAD_COLUMN) != 0).mean() > 0.9
+    on_trail = np.abs(across) < 0.5
+    assert ((difference.mask[on_trail] & Mask.TRAIL) != 0).mean() > 0.9
+    assert np.abs(clean_score(difference)).max() < 6

@@ -1,8 +1,8 @@
 """What nobody masked: cosmic rays, bad columns and trails that two frames of one field show up.
 
-Nine tenths of the false positives of realistic frames sit on such artefacts. Frames that AstrID calibrated carry most of
-these masks; frames of others often carry none. Cosmic rays are what is sharper than the frame's own PSF. Columns and
-trails are looked for in the plain difference of the two frames, where stars and galaxies are gone.
+Nine tenths of the false positives of realistic frames sit on such artefacts. Frames that AstrID calibrated carry most
+of these masks; frames of others often carry none. Cosmic rays are what is sharper than the frame's own PSF. Columns
+and trails are looked for in the plain difference of the two frames, where stars and galaxies are gone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 
-#: Static sources above this many sigma of a pixel are taken out before lines are looked for: what PSFs that differ leave
-#: of them in a plain difference.
+#: Static sources above this many sigma of a pixel are taken out before lines are looked for, since PSFs that differ
+#: leave something of them in a plain difference.
 SOURCE = 5.0
 
 

@@ -42,7 +42,7 @@ AROUND = 16
 #: Steps of conjugate gradients: the operator is nearly the identity, each step gains some factor of 3.
 STEPS = 12
 #: A stamp is solved when the squared gradient has fallen to this share of the first: float32 knows no more.
-SOLVED = 1e-9
+SOLVED = 1e-13
 #: Stamps treated at once, so that they stay in the processor's cache.
 BATCH = 16
 
@@ -249,17 +249,19 @@ class _Solver:
         norm = first = _square(gradient)
         for _ in range(STEPS):
             image = difference(*step)
+            power = (image**2).sum((1, 2))
             # A stamp that is solved to rounding (one pixel is, after one step) must not go on: its steps are noise
-            # divided by noise.
-            active = norm > SOLVED * first
-            length = torch.where(active, norm / (image**2).sum((1, 2)).clamp_min(1e-20), 0.0)[:, None, None]
+            # divided by noise. What a step gains is norm² / power; the whole of what is left bounds it.
+            gain = norm**2 / power.clamp_min(1e-20)
+            active = (norm > SOLVED * first) & (gain <= (residual**2).sum((1, 2)) * 1.001)
+            length = torch.where(active, norm / power.clamp_min(1e-20), 0.0)[:, None, None]
             n, r = n + length * step[0], r + length * step[1]
             residual = residual - length * image
             gradient = list(adjoint(residual))
             new = _square(gradient)
             ratio = torch.where(active, new / norm.clamp_min(1e-20), 0.0)[:, None, None]
             step = (gradient[0] + ratio * step[0], gradient[1] + ratio * step[1])
-            norm = new
+            norm = torch.where(active, new, 0.0)
         return n.cpu().numpy(), r.cpu().numpy()
 
 
@@ -276,15 +278,18 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
     import torch
 
     size = image.shape[-1]
+    # In float64: under a saturated core a star has a hundred-thousandth of its weight on good pixels, which is where
+    # float32 transforms end.
+    image, hole, psf = image.double(), hole.double(), psf.to(torch.complex128)
     good = 1 - hole
     weight = good / (variance + image.abs())  # photon noise, so that the wings count beside the flanks
     profile = torch.fft.irfft2(psf, s=(size, size))
     kernel = torch.fft.rfft2(profile**2).conj()
     top = torch.fft.irfft2(torch.fft.rfft2(weight * image) * psf.conj(), s=(size, size))
     bottom = torch.fft.irfft2(torch.fft.rfft2(weight) * kernel, s=(size, size))
-    # Where hardly a hundredth of a star would fall on good pixels, nothing is known of one: what the transforms leave
-    # there is rounding, and a quotient of it would be a star brighter than any.
-    floor = (0.01 * bottom.amax((1, 2), keepdim=True)).clamp_min(1e-12)
+    # Where less than that falls on good pixels nothing is known of a star: what the transforms leave there is rounding,
+    # and a quotient of it would be a star brighter than any.
+    floor = (1e-8 * bottom.amax((1, 2), keepdim=True)).clamp_min(1e-20)
     known = bottom > floor
     bottom = torch.maximum(bottom, floor)
     gain = torch.where((hole > 0) & (top > 0) & known, top**2 / bottom, torch.zeros_like(top))
@@ -305,4 +310,4 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
     flux = (weight * image * star).sum((1, 2)) / torch.maximum((weight * star**2).sum((1, 2)), floor[:, 0, 0])
     # A stamp in which no place is known keeps its smooth filling.
     flux = torch.where(gain.amax((1, 2)) > 0, flux, torch.zeros_like(flux))
-    return torch.where(hole > 0, flux.clamp_min(0)[:, None, None] * star, image)
+    return torch.where(hole > 0, flux.clamp_min(0)[:, None, None] * star, image).float()
