@@ -56,7 +56,8 @@ def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> 
             "y": truth["y"].to_numpy(float),
             "flux": truth["flux"].to_numpy(float),
             "snr": snr,
-            "snr_here": snr * _astrometric_loss(difference, rows, cols),
+            # The least error that two frames allow knows nothing of how well they could be matched; this pair's does.
+            "snr_here": np.minimum(snr, own) * _astrometric_loss(difference, rows, cols),
             "label": kinds.map(KIND_LABELS).to_numpy(object),
             "kind": truth.get("class", kinds).astype(str).to_numpy(object),
             "length": truth["length"].to_numpy(float) if "length" in truth else np.full(len(truth), np.nan),

@@ -88,6 +88,10 @@ def test_registration_error_takes_signal_to_noise_away():
     noisy = labelled_truth(truth, difference.replace(score=difference.score / np.sqrt(10)), "simulated")
     np.testing.assert_allclose(noisy["snr_here"], truth["snr"] / np.sqrt(10), rtol=1e-5)
     np.testing.assert_allclose(noisy["snr"], truth["snr"])
+    # A flux error twice as large, as on a star whose PSF is known badly, halves both score and S/N.
+    badly = difference.replace(score=difference.score / 2, flux_err=difference.flux_err * 2)
+    here = labelled_truth(truth, badly, "simulated")["snr_here"]
+    np.testing.assert_allclose(here, truth["snr"] / 2, rtol=1e-5)
 
 
 def test_a_source_on_a_masked_pixel_is_not_usable():
