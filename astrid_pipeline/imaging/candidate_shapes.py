@@ -74,10 +74,13 @@ def _regions(score: Image, row: np.ndarray, column: np.ndarray, fwhm: float) -> 
     pixels = np.flatnonzero(wanted[labels])
     member = labels.flat[pixels]
     y, x = np.divmod(pixels, score.shape[1])
-    size = np.maximum(np.bincount(member, minlength=count + 1), 1)
+    size = np.bincount(member, minlength=count + 1)
+    # Weighted with the square of the score, a bright trail's region is no wider than a faint one's, wings and all.
+    weight = np.square(score.flat[pixels].astype(float))
+    total = np.maximum(np.bincount(member, weight, minlength=count + 1), 1e-30)
 
     def mean(values: np.ndarray) -> _Float:
-        return np.bincount(member, values, minlength=count + 1) / size
+        return np.bincount(member, weight * values, minlength=count + 1) / total
 
     mx, my = mean(x), mean(y)
     dx, dy = x - mx[member], y - my[member]

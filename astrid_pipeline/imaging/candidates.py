@@ -12,7 +12,15 @@ from astrid_pipeline.errors import PixelError
 from astrid_pipeline.imaging.candidate_shapes import around, measure_shapes, reference_sources, trails
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.imaging.mask import Mask, is_set, names
-from astrid_pipeline.imaging.peaks import Peaks, correlation, find_peaks, interpolate, without_flanks
+from astrid_pipeline.imaging.peaks import (
+    Peaks,
+    correlation,
+    deblended,
+    find_peaks,
+    interpolate,
+    with_shoulders,
+    without_flanks,
+)
 from astrid_pipeline.tables import Column, TableSchema
 
 #: More candidates than this are not looked at by anybody; the strongest stay and a warning tells the rest.
@@ -148,6 +156,8 @@ def find_candidates(difference: Difference, threshold: float = 5.0) -> pd.DataFr
     peaks, skipped = find_peaks(score, threshold, profile, max(2.0, 0.5 * fwhm), nowhere)
     left_out = skipped + max(0, len(peaks) - MAX_CANDIDATES)
     peaks = without_flanks(peaks.take(np.arange(min(len(peaks), MAX_CANDIDATES))), profile, threshold)
+    if len(peaks) and not left_out:
+        peaks = with_shoulders(score, peaks, profile, threshold, max(2.0, fwhm), nowhere)
     if left_out:
         warnings.warn(
             TooManyCandidatesWarning(
@@ -185,7 +195,7 @@ def _table(
     from scipy.spatial import cKDTree
 
     meta = difference.meta
-    flux = interpolate(difference.flux, peaks.x, peaks.y)
+    flux = deblended(interpolate(difference.flux, peaks.x, peaks.y), peaks, profile, fwhm)
     flux_err = difference.flux_err[peaks.row, peaks.column].astype(float)
     sign = np.sign(peaks.value)
     table = pd.DataFrame(

@@ -20,9 +20,12 @@ MAX_PIXELS = 400_000
 #: A peak on the flank of a brighter one must rise over the brighter one's expected light by this share of it as well:
 #: so well is a PSF known, and a flank's own error is no source.
 FLANK_SHARE = 0.10
+#: A source on another's shoulder, without a peak of its own, must make this share of the value there: the shoulders of
+#: a source a third wider than the PSF stay below.
+SHOULDER_SHARE = 0.6
 #: Points on either side of the polynomial that interpolates between pixels. On an image filtered with a PSF of FWHM
 #: 2.3 px it errs by 1e-3 of the peak at most; a Lanczos kernel of that size by 7e-3, since it droops.
-_TAPS = 5
+TAPS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +119,8 @@ def _local_maxima(image: Image, row: _Int, column: _Int, radius: float) -> tuple
 
 def _lagrange() -> _Float:
     """Return the coefficients (taps, powers) of the polynomials that are 1 at one tap and 0 at the others."""
-    taps = np.arange(-_TAPS, _TAPS + 1)
-    return np.linalg.inv(taps[:, None].astype(float) ** np.arange(2 * _TAPS + 1)).T
+    taps = np.arange(-TAPS, TAPS + 1)
+    return np.linalg.inv(taps[:, None].astype(float) ** np.arange(2 * TAPS + 1)).T
 
 
 _COEFFICIENTS = _lagrange()
@@ -125,7 +128,7 @@ _COEFFICIENTS = _lagrange()
 
 def _weights(offset: _Float, derivative: int = 0) -> _Float:
     """Return (N, taps) weights that interpolate a value, or its derivative, at an offset from the middle tap."""
-    power = np.arange(2 * _TAPS + 1)
+    power = np.arange(2 * TAPS + 1)
     factor = np.ones(len(power))
     for step in range(derivative):
         factor = factor * (power - step)
@@ -137,9 +140,12 @@ def interpolate(image: Image, x: npt.ArrayLike, y: npt.ArrayLike) -> _Float:
     """Return the values of a smooth image between its pixels, by a polynomial through 11 pixels an axis."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     column, row = np.rint(x).astype(int), np.rint(y).astype(int)
-    patch = cut_stamps(image, column, row, 2 * _TAPS + 1)
-    along = np.einsum("nij,nj->ni", patch, _weights(x - column))
-    return np.einsum("ni,ni->n", along, _weights(y - row))
+    return interpolate_stamps(cut_stamps(image, column, row, 2 * TAPS + 1), x - column, y - row)
+
+
+def interpolate_stamps(stamps: npt.NDArray[np.floating], dx: _Float, dy: _Float) -> _Float:
+    """Return the values of (N, 11, 11) stamps of smooth images at offsets from their middle pixels."""
+    return np.einsum("ni,ni->n", np.einsum("nij,nj->ni", stamps, _weights(dx)), _weights(dy))
 
 
 def refine(image: Image, column: _Int, row: _Int, sign: _Float) -> tuple[_Float, _Float, _Float]:
@@ -148,7 +154,7 @@ def refine(image: Image, column: _Int, row: _Int, sign: _Float) -> tuple[_Float,
     The maximum of an image filtered with the PSF is the maximum-likelihood position of a point source. Where the
     method leaves the pixel and its neighbours (a plateau, a saddle), the pixel itself is returned.
     """
-    patch = cut_stamps(image, column, row, 2 * _TAPS + 1).astype(float) * sign[:, None, None]
+    patch = cut_stamps(image, column, row, 2 * TAPS + 1).astype(float) * sign[:, None, None]
     dx, dy = np.zeros(len(column)), np.zeros(len(column))
     for _ in range(6):
         x0, x1, x2 = (_weights(dx, order) for order in range(3))
@@ -175,18 +181,11 @@ def without_flanks(peaks: Peaks, profile: _Float, threshold: float) -> Peaks:
     What a point source leaves around itself in a filtered image is its value times `profile`, negative lobes
     included. A peak stays if it exceeds the sum of its stronger neighbours' by the threshold and by `FLANK_SHARE`.
     """
-    from scipy.ndimage import map_coordinates
-    from scipy.spatial import cKDTree
-
     if len(peaks) < 2:
         return peaks
-    half = len(profile) // 2
-    pairs = cKDTree(np.column_stack([peaks.x, peaks.y])).query_pairs(half, output_type="ndarray")
-    if not len(pairs):
+    strong, weak, share = _pairs(peaks, profile)
+    if not len(weak):
         return peaks
-    strong, weak = pairs.min(axis=1), pairs.max(axis=1)
-    offsets = np.stack([peaks.y[weak] - peaks.y[strong] + half, peaks.x[weak] - peaks.x[strong] + half])
-    share = map_coordinates(profile, offsets, order=3, mode="constant")
     order = np.argsort(weak, kind="stable")
     strong, weak, share = strong[order], weak[order], share[order]
     bounds = np.searchsorted(weak, np.arange(len(peaks) + 1))
@@ -197,3 +196,79 @@ def without_flanks(peaks: Peaks, profile: _Float, threshold: float) -> Peaks:
         own = np.sign(peaks.value[i]) * (peaks.value[i] - expected.sum())
         kept[i] = own >= threshold and own >= FLANK_SHARE * np.abs(expected).sum()
     return peaks.take(np.flatnonzero(kept))
+
+
+def _pairs(peaks: Peaks, profile: _Float) -> tuple[_Int, _Int, _Float]:
+    """Return the pairs of peaks, stronger and weaker, within reach of the profile, and its value between them."""
+    from scipy.ndimage import map_coordinates
+    from scipy.spatial import cKDTree
+
+    half = len(profile) // 2
+    pairs = cKDTree(np.column_stack([peaks.x, peaks.y])).query_pairs(half, output_type="ndarray")
+    strong, weak = pairs.min(axis=1), pairs.max(axis=1)
+    offsets = np.stack([peaks.y[weak] - peaks.y[strong] + half, peaks.x[weak] - peaks.x[strong] + half])
+    return strong, weak, map_coordinates(profile, offsets, order=3, mode="constant")
+
+
+def with_shoulders(
+    image: Image, peaks: Peaks, profile: _Float, threshold: float, radius: float, excluded: _Bool
+) -> Peaks:
+    """Return the peaks and those that show when the light of all is taken away, strongest first.
+
+    A source within about a score's width (1.4 FWHM) of a stronger one has no maximum of its own; what is left at its
+    place when the stronger one's profile is subtracted has. It must lie `radius` from every peak.
+    """
+    from astrid_pipeline.imaging.psf_pixels import shift_matrix
+
+    half = len(profile) // 2
+    rest, taken = image.copy(), excluded.copy()
+    reach = int(np.ceil(radius))
+    disc = np.hypot(*np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))) < radius
+    for start in range(0, len(peaks), 500):
+        some = peaks.take(np.arange(start, min(start + 500, len(peaks))))
+        rows, columns = (shift_matrix(a, len(profile)) for a in (some.y - some.row, some.x - some.column))
+        lights = some.value[:, None, None] * (rows @ profile @ columns.transpose(0, 2, 1))
+        for light, row, column in zip(lights, some.row, some.column, strict=True):
+            _at(rest, row, column, half)[...] -= _inside(light, image.shape, row, column, half)
+            _at(taken, row, column, reach)[...] |= _inside(disc, image.shape, row, column, reach)
+    more, _ = find_peaks(rest, threshold, profile, radius, taken)
+    share = np.abs(more.value) >= SHOULDER_SHARE * np.abs(image[more.row, more.column])
+    share &= np.sign(more.value) == np.sign(image[more.row, more.column])
+    more = more.take(np.flatnonzero(share))
+    if not len(more):
+        return peaks
+    names = ("x", "y", "column", "row", "value")
+    both = Peaks(*(np.concatenate([getattr(peaks, name), getattr(more, name)]) for name in names))
+    return both.take(np.argsort(-np.abs(both.value), kind="stable"))
+
+
+def _at(image: npt.NDArray, row: int, column: int, half: int) -> npt.NDArray:
+    """Return the part of an image around a pixel, cut at its edges."""
+    return image[max(row - half, 0) : row + half + 1, max(column - half, 0) : column + half + 1]
+
+
+def _inside(stamp: npt.NDArray, shape: tuple[int, int], row: int, column: int, half: int) -> npt.NDArray:
+    """Return the part of a stamp around a pixel that lies in an image of `shape`."""
+    low = (max(half - row, 0), max(half - column, 0))
+    return stamp[low[0] : half + shape[0] - row, low[1] : half + shape[1] - column]
+
+
+def deblended(values: _Float, peaks: Peaks, profile: _Float, nearest: float) -> _Float:
+    """Return the sources' own values, each peak's being the sum of all sources' profiles there.
+
+    Solves values_i = sum_j own_j profile(x_i - x_j). Peaks closer than `nearest` (dipoles, ragged residuals) are left
+    as they are: their separation is worth less than the noise it would amplify.
+    """
+    from scipy.sparse import csr_matrix, identity
+    from scipy.sparse.linalg import spsolve
+
+    if len(peaks) < 2:
+        return values
+    strong, weak, share = _pairs(peaks, profile)
+    far = np.hypot(peaks.x[strong] - peaks.x[weak], peaks.y[strong] - peaks.y[weak]) >= nearest
+    strong, weak, share = strong[far], weak[far], share[far]
+    if not len(strong):
+        return values
+    size = len(peaks)
+    off = csr_matrix((share, (strong, weak)), shape=(size, size))
+    return np.asarray(spsolve((identity(size) + off + off.T).tocsc(), values))

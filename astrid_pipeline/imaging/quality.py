@@ -23,6 +23,7 @@ from astrid_pipeline.imaging.noise import (
     settle_gain,
     sky_ratio,
 )
+from astrid_pipeline.imaging.peaks import TAPS, interpolate_stamps
 from astrid_pipeline.imaging.psf import fit_psf
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.stars import cut_stamps, detect_stars, measure_sources, saturation_above_sky
@@ -240,7 +241,7 @@ def _zero_point(frame: Frame, catalogue: pd.DataFrame, scale: float) -> dict[str
         return {}
     flux, flux_err = psf_flux(frame, stars["x"].to_numpy()[matched], stars["y"].to_numpy()[matched])
     magnitude = known[column].to_numpy(float)[np.flatnonzero(inside)[index[matched]]]
-    good = flux > ZERO_POINT_SNR * flux_err
+    good = np.nan_to_num(flux) > ZERO_POINT_SNR * np.nan_to_num(flux_err)
     if good.sum() < 3:
         return {}
     points = magnitude[good] + 2.5 * np.log10(flux[good])
@@ -267,22 +268,28 @@ def _zero_point(frame: Frame, catalogue: pd.DataFrame, scale: float) -> dict[str
 def psf_flux(frame: Frame, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return PSF fluxes and their errors at given positions of a prepared frame, units of the data.
 
-    Weighted by the empty sky's noise (so that bright stars' photons do not change the weights and bias the flux):
-    f = sum(P d) / sum(P²), with the variance sum(P² V) / sum(P²)², over good pixels.
+    f = sum(P d) / sum(P²), with the variance sum(P² V) / sum(P²)²: weighted as by the empty sky's noise, so that bright
+    stars' photons do not change the weights and bias the flux. The filtered image, smoother than the PSF, is what is
+    interpolated to the position. NaN where over 2 % of the PSF's weight lie on unusable pixels.
     """
-    from astrid_pipeline.imaging.psf_pixels import shift_matrix
-
     assert frame.psf is not None
     assert frame.variance is not None
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    x0, y0 = np.rint(x).astype(int), np.rint(y).astype(int)
+    x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
+    flux, error = np.full(len(x), np.nan), np.full(len(x), np.nan)
     size = frame.psf.size
-    stamps = frame.psf.stamps(x, y)
-    model = shift_matrix(y - y0, size) @ stamps @ shift_matrix(x - x0, size).transpose(0, 2, 1)
-    good = ~cut_stamps(is_set(frame.mask), x0, y0, size, fill=True)
-    data = cut_stamps(frame.data, x0, y0, size)
-    variance = cut_stamps(frame.variance, x0, y0, size)
-    weight = model * good
-    area = np.maximum(np.square(weight).sum(axis=(1, 2)), 1e-30)
-    flux = (weight * data).sum(axis=(1, 2)) / area
-    return flux, np.sqrt((np.square(weight) * variance).sum(axis=(1, 2))) / area
+    unusable = is_set(frame.mask)
+    for start in range(0, len(x), 64):
+        some = slice(start, start + 64)
+        column, row = np.rint(x[some]).astype(int), np.rint(y[some]).astype(int)
+        stamps = frame.psf.stamps(x[some], y[some])
+        wide = cut_stamps(frame.data, column, row, size + 2 * TAPS)
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (size, size), axis=(1, 2))
+        filtered = np.einsum("nabij,nij->nab", windows, stamps, optimize=True)
+        area = np.square(stamps).sum(axis=(1, 2))
+        at = interpolate_stamps(filtered, x[some] - column, y[some] - row)
+        variance = cut_stamps(frame.variance, column, row, size)
+        bad = cut_stamps(unusable, column, row, size, fill=True)
+        whole = (np.square(stamps) * bad).sum(axis=(1, 2)) < 0.02 * area
+        flux[some] = np.where(whole, at / area, np.nan)
+        error[some] = np.where(whole, np.sqrt((np.square(stamps) * variance).sum(axis=(1, 2))) / area, np.nan)
+    return flux, error
