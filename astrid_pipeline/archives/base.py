@@ -218,7 +218,7 @@ def night_of(mjd: float, site_longitude: float | None = None) -> str:
     # Longitudes are first brought to ±180°, for 350° E is 10° W, not 350° ahead.
     local = mjd
     if site_longitude is not None:
-        local += ((site_longitude + 180) % 360 - 180) / 360 - 0.5
+        local += math.remainder(site_longitude, 360) / 360 - 0.5
     return (_MJD_ZERO + dt.timedelta(days=math.floor(local))).isoformat()
 
 
