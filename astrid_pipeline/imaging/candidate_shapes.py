@@ -8,10 +8,11 @@ import pandas as pd
 
 from astrid_pipeline.imaging.frame import Difference, Image
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, UNUSABLE
+from astrid_pipeline.imaging.moments import GAUSS, cut_stamps, window_moments
 from astrid_pipeline.imaging.peaks import Peaks
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.psf_pixels import shift_matrix
-from astrid_pipeline.imaging.stars import GAUSS, cut_stamps, find_sources, window_moments
+from astrid_pipeline.imaging.stars import find_sources
 
 _Float = npt.NDArray[np.float64]
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from astrid_pipeline.imaging.frame import Image
+from astrid_pipeline.imaging.moments import cut_stamps
 from astrid_pipeline.imaging.psf_model import PSF
-from astrid_pipeline.imaging.stars import cut_stamps
 
 _Float = npt.NDArray[np.float64]
 _Int = npt.NDArray[np.int64]
@@ -239,7 +239,40 @@ def with_shoulders(
         return peaks
     names = ("x", "y", "column", "row", "value")
     both = Peaks(*(np.concatenate([getattr(peaks, name), getattr(more, name)]) for name in names))
+    new = np.arange(len(both)) >= len(peaks)
+    both = _placed_together(image, both, new, profile)
     return both.take(np.argsort(-np.abs(both.value), kind="stable"))
+
+
+def _placed_together(image: Image, peaks: Peaks, new: _Bool, profile: _Float) -> Peaks:
+    """Place the `new` peaks and their neighbours again, each with the others' light taken away."""
+    from scipy.ndimage import map_coordinates
+    from scipy.spatial import cKDTree
+
+    half = len(profile) // 2
+    groups = cKDTree(np.column_stack([peaks.x, peaks.y])).query_ball_point(
+        np.column_stack([peaks.x[new], peaks.y[new]]), half
+    )
+    moving = sorted({i for group in groups for i in group})
+    x, y, value = peaks.x.copy(), peaks.y.copy(), peaks.value.copy()
+    tree = cKDTree(np.column_stack([x, y]))
+    taps_y, taps_x = np.mgrid[-TAPS : TAPS + 1, -TAPS : TAPS + 1]
+    for _ in range(3):
+        for i in moving:
+            patch = cut_stamps(image, [peaks.column[i]], [peaks.row[i]], 2 * TAPS + 1)[0].astype(float)
+            for j in tree.query_ball_point((peaks.x[i], peaks.y[i]), half):
+                if j != i:
+                    at = (peaks.row[i] + taps_y - y[j] + half, peaks.column[i] + taps_x - x[j] + half)
+                    patch -= value[j] * map_coordinates(profile, at, order=3, mode="constant")
+            middle = np.array([TAPS])
+            dx, dy, v = refine(patch, middle, middle, np.sign(peaks.value[[i]]))
+            x[i], y[i], value[i] = peaks.column[i] + dx[0] - TAPS, peaks.row[i] + dy[0] - TAPS, v[0]
+    # A place that the others' light moved away from, or that nothing is left of, keeps what it had.
+    lost = (np.hypot(x - peaks.x, y - peaks.y) > 1.5) | (np.sign(value) != np.sign(peaks.value))
+    return Peaks(
+        np.where(lost, peaks.x, x), np.where(lost, peaks.y, y), peaks.column, peaks.row,
+        np.where(lost, peaks.value, value),
+    )  # fmt: skip
 
 
 def _at(image: npt.NDArray, row: int, column: int, half: int) -> npt.NDArray:

@@ -19,9 +19,10 @@ from astrid_pipeline.errors import PSFError
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import MaskArray, is_set
 from astrid_pipeline.imaging.moffat import MoffatFit, Moffats, Stack, fit_moffats
+from astrid_pipeline.imaging.moments import cut_stamps
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.psf_pixels import PixelMap, monomials, solve_pixels
-from astrid_pipeline.imaging.stars import cut_stamps, measure_sources, saturation_above_sky, sky_subtracted
+from astrid_pipeline.imaging.stars import measure_sources, saturation_above_sky, sky_subtracted
 
 _Float = npt.NDArray[np.float64]
 

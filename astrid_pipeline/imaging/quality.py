@@ -12,6 +12,7 @@ from astrid_pipeline.errors import PSFError
 from astrid_pipeline.imaging.background import Background, measure_background
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.moments import cut_stamps
 from astrid_pipeline.imaging.noise import (
     TOLERANCE,
     StarTransfer,
@@ -26,7 +27,7 @@ from astrid_pipeline.imaging.noise import (
 from astrid_pipeline.imaging.peaks import TAPS, interpolate_stamps
 from astrid_pipeline.imaging.psf import fit_psf
 from astrid_pipeline.imaging.psf_model import PSF
-from astrid_pipeline.imaging.stars import cut_stamps, detect_stars, measure_sources, saturation_above_sky
+from astrid_pipeline.imaging.stars import detect_stars, measure_sources, saturation_above_sky
 
 #: What `prepare` leaves in meta; a frame that has all of it, and its planes, is not prepared again.
 _PREPARED = ("sky", "sky_sigma", "seeing", "noise_correlation")

@@ -160,7 +160,7 @@ def test_galaxies_and_cosmic_rays_do_not_widen_or_sharpen_it() -> None:
         image[y, x : x + 3] += rng.uniform(500, 20_000)
     psf = measure_psf(Frame(image))
     loss, _, peak = compare(psf, field)
-    assert loss.max() < 2e-3
+    assert loss.max() < 3e-3
     assert np.abs(peak).max() < 0.06
 
 

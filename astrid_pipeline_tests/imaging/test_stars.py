@@ -9,13 +9,12 @@ from scipy.spatial import cKDTree
 from astrid_pipeline.errors import PixelError
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import Mask
+from astrid_pipeline.imaging.moments import cut_stamps, window_moments
 from astrid_pipeline.imaging.stars import (
     COLUMNS,
-    cut_stamps,
     detect_stars,
     find_sources,
     isolated,
-    window_moments,
 )
 from astrid_pipeline_tests.imaging.moffat_fields import add, moffat, sersic, star_field
 
