@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def n_candidates(self) -> int:
-        """How many pass the S/N threshold; detections may be more, since the network also looks below it."""
+        """How many peaks of the score pass the S/N threshold; the network may see more than one source in a peak."""
         return int((self.candidates["origin"] == "candidate").sum())
 
     @property
@@ -169,7 +169,7 @@ def compare(
     clock.start("classify")
     least = detector.threshold if min_score is None else min_score
     scored = detect(difference, candidates, detector, device=device, threshold=min(least, LEAST_TOLD))
-    table = with_magnitudes(rank(candidates, scored, least), science.meta)
+    table = with_magnitudes(rank(candidates, scored, least, threshold), science.meta)
     seconds = clock.stop()
     settings = {
         "science": str(science_path),
@@ -184,7 +184,9 @@ def compare(
     return Comparison(difference, table, science.meta, reference.meta, settings, seconds)
 
 
-def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd.DataFrame:
+def rank(
+    candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float, min_snr: float = 0.0
+) -> pd.DataFrame:
     """Return every candidate and every detection in one table, best first.
 
     Parameters
@@ -195,6 +197,9 @@ def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd
         `learning.detect` of them with a low threshold: the peaks of the network, most of them at a candidate.
     min_score:
         Least score of a detection.
+    min_snr:
+        Least |S/N| of a detection that is no candidate: whoever asks for 5 σ wants nothing fainter, however sure the
+        network is.
 
     Returns
     -------
@@ -206,7 +211,8 @@ def rank(candidates: pd.DataFrame, scored: pd.DataFrame, min_score: float) -> pd
     from astrid_pipeline.learning import DETECTIONS
 
     scored = scored.assign(is_detection=scored["score"] >= min_score)
-    scored = scored[scored["is_detection"] | (scored["origin"] == "candidate")]
+    deep_enough = scored["is_detection"] & (scored["snr"].abs() >= min_snr)
+    scored = scored[deep_enough | (scored["origin"] == "candidate")]
     scored = scored.sort_values("score", ascending=False, kind="stable")
     again = scored["candidate_id"].duplicated() & (scored["origin"] == "candidate")
     scored = scored[~again]

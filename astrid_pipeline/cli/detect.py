@@ -49,7 +49,12 @@ def detect(
     ] = None,
     threshold: Annotated[
         float,
-        typer.Option("--threshold", "-t", min=3.0, help="|S/N| from which on something is a candidate."),
+        typer.Option(
+            "--threshold",
+            "-t",
+            min=3.0,
+            help="|S/N| from which on something is a candidate; nothing fainter is reported.",
+        ),
     ] = 5.0,
     min_score: Annotated[
         float | None,
@@ -147,7 +152,7 @@ def _show(comparison: Comparison, paths: dict[str, Path]) -> None:
     out.print(
         f"\n[bold]{len(detections)}[/] detection{'' if len(detections) == 1 else 's'}; "
         f"{comparison.n_candidates} candidates of |S/N| ≥ {comparison.settings['threshold']:g}"
-        + (f"; {deeper} of the detections lie below that and were seen by the network only" if deeper else "")
+        + (f"; {deeper} of the detections no candidate, but seen by the network" if deeper else "")
     )
     if len(detections):
         table = Table(box=None, header_style="dim", pad_edge=False)

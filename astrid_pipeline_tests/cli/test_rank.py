@@ -49,6 +49,13 @@ def test_a_weak_peak_without_a_candidate_is_left_out() -> None:
     assert table.candidate_id.tolist() == ["new-C0000"]
 
 
+def test_a_peak_without_a_candidate_must_reach_the_threshold_itself() -> None:
+    found = scored([("", 0.9, "network"), ("", 0.8, "network")])
+    found["snr"] = [4.0, -6.0]
+    table = rank(candidates(0), found, 0.5, 5.0)
+    assert table["snr"].tolist() == [-6.0]
+
+
 def test_two_peaks_at_one_candidate_count_once_as_the_better() -> None:
     table = rank(
         candidates(1), scored([("new-C0000", 0.3, "candidate"), ("new-C0000", 0.8, "candidate")]), 0.5
