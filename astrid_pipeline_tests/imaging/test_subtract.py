@@ -156,6 +156,8 @@ def test_a_wrong_psf_ratio_is_corrected_from_the_sources():
 def test_any_size_of_frame(height, width, seed):
     scene = Scene(shape=(height, width), stars=max(8, height * width // 500), seed=seed)
     science, reference = scene.build(zero_point=25.0)
+    # With too few sources in common, the zero points tell the flux ratio.
+    science = science.replace(meta={"zero_point": 25.0 + 2.5 * np.log10(scene.ratio)})
     difference = subtract(science, reference, device="cpu")
     assert difference.shape == (height, width)
     assert np.isfinite(difference.score).all()

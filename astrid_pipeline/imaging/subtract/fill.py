@@ -233,8 +233,8 @@ class _Solver:
 
         # Two guesses to begin with: the smooth continuation, and a star under the hole. The one is taken that leaves
         # less outside the science frame's holes: inside them anything can be made to agree.
-        star_n = _with_star(n, hole_n, q, self.v_n)
-        star_r = _with_star(r, hole_r, p_r, self.v_r)
+        star_n, ways_n = _with_star(n, hole_n, q, self.v_n)
+        star_r, ways_r = _with_star(r, hole_r, p_r, self.v_r)
         best = [difference(n, r), n, r]
         for guess in ((star_n, star_r), (n, star_r), (star_n, r)):
             left = difference(*guess)
@@ -242,6 +242,14 @@ class _Solver:
             better = (outside[0] < outside[1])[:, None, None]
             best = [torch.where(better, a, b) for a, b in zip((left, *guess), best, strict=True)]
         n, r = best[1:]
+        # The stars' flux, place and width are what conjugate gradients are slowest to find: they are solved first.
+        ways = [(a, torch.zeros_like(a)) for a in ways_n] + [(torch.zeros_like(a), a) for a in ways_r]
+        amounts = _least_squares(torch.stack([difference(*way) for way in ways], dim=1), -best[0])
+        for i, (a, b) in enumerate(ways):
+            best[1] = best[1] + amounts[:, i, None, None] * a
+            best[2] = best[2] + amounts[:, i, None, None] * b
+        n, r = best[1:]
+        best[0] = difference(n, r)
         # Conjugate gradients on the normal equations (Hestenes & Stiefel 1952), each stamp with its own steps.
         residual = -best[0]
         step = adjoint(residual)
@@ -269,8 +277,28 @@ def _square(images: list[torch.Tensor]) -> torch.Tensor:
     return (images[0] ** 2).sum((1, 2)) + (images[1] ** 2).sum((1, 2))
 
 
-def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, variance: float) -> torch.Tensor:
+def _least_squares(columns: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the amounts (n, J) of columns (n, J, L, L) that make up targets (n, L, L) best; 0 for empty columns."""
+    import torch
+
+    flat, y = columns.flatten(2).double(), target.flatten(1).double()
+    scale = flat.square().sum(2).sqrt()
+    empty = scale < 1e-6 * scale.amax(1, keepdim=True).clamp_min(1e-30)
+    flat = flat / scale.clamp_min(1e-30)[:, :, None] * (~empty)[:, :, None]
+    # A star's slopes under a hole may be much alike: a trace of ridge keeps their amounts finite.
+    normal = flat @ flat.transpose(1, 2) + 1e-6 * torch.eye(
+        flat.shape[1], device=flat.device, dtype=flat.dtype
+    )
+    amounts = torch.linalg.solve(normal, (flat @ y[:, :, None]))[:, :, 0]
+    return (amounts / scale.clamp_min(1e-30) * ~empty).float()
+
+
+def _with_star(
+    image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, variance: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return stamps whose holes are filled with the star that fits best what is seen around them.
+
+    Beside them, what the filling changes by if the star's flux, place and width do: (n, L, L) each, 0 off the holes.
 
     The star's flux at every position is a matched filter over the good pixels alone; its place is where that filter
     takes away most of χ², to a fraction of a pixel by parabolas.
@@ -306,8 +334,11 @@ def _with_star(image: torch.Tensor, hole: torch.Tensor, psf: torch.Tensor, varia
         moves.append(((after - before) / (2 * bend)).nan_to_num(0.0, 0.0, 0.0).clamp(-0.6, 0.6))
     ky, kx = frequencies(size, image.device)
     cy, cx = y + moves[0], x + moves[1]
-    star = torch.fft.irfft2(psf * moved(-cx, -cy, ky, kx), s=(size, size))
+    placed = psf * moved(-cx, -cy, ky, kx)
+    star = torch.fft.irfft2(placed, s=(size, size))
     flux = (weight * image * star).sum((1, 2)) / torch.maximum((weight * star**2).sum((1, 2)), floor[:, 0, 0])
     # A stamp in which no place is known keeps its smooth filling.
-    flux = torch.where(gain.amax((1, 2)) > 0, flux, torch.zeros_like(flux))
-    return torch.where(hole > 0, flux.clamp_min(0)[:, None, None] * star, image).float()
+    flux = torch.where(gain.amax((1, 2)) > 0, flux, torch.zeros_like(flux)).clamp_min(0)[:, None, None]
+    slopes = [torch.fft.irfft2(placed * d, s=(size, size)) for d in (1j * kx, 1j * ky, -(kx**2), -(ky**2))]
+    ways = [(flux * image * hole).float() for image in (star, *slopes)]
+    return torch.where(hole > 0, flux * star, image).float(), ways

@@ -24,6 +24,11 @@ RINGS = (0.5, 2.0, 4.0, 6.5, 9.5, 13.0, 17.5, 23.0, 30.0)
 SIGNIFICANT = 2.5
 LEAST = 1.1
 
+#: Rings next to a saturated core, where single peaks count; the highest of some hundred independent Gaussian values
+#: would be about `PEAK`.
+CLOSE = 3
+PEAK = 2.7
+
 _Bool = npt.NDArray[np.bool_]
 
 
@@ -58,15 +63,20 @@ def raise_variance(flux: Image, variance: Image, static: Image, bad: _Bool, fwhm
         usable = ~bad[window]
         ring = np.digitize(distance, RINGS)
         hit = False
-        for k in range(1, len(RINGS)):
+        saturated = bool((bad[window] & (distance == 0)).any())
+        for k in range(0 if saturated else 1, len(RINGS)):
             inside = ring == k
             values = score[inside & usable]
             independent = len(values) / correlated
-            if independent < 3:
+            close = saturated and k < CLOSE
+            if len(values) == 0 or (independent < 3 and not close):
                 continue
             # The median of |x| of a unit Gaussian is 0.6745, its standard error 0.79 / √n.
             width = float(np.median(values)) / 0.6745
-            if width > max(LEAST, 1 + SIGNIFICANT * 1.17 / math.sqrt(independent)):
+            if close:
+                # Beside a saturated core light falls by half from pixel to pixel: what is left comes in single peaks.
+                width = max(width, float(values.max()) / PEAK)
+            if width > max(LEAST, 1 + SIGNIFICANT * 1.17 / math.sqrt(max(independent, 3.0))):
                 target = variance[window]
                 target[inside] = np.maximum(target[inside], before[window][inside] * np.float32(width**2))
                 hit = True

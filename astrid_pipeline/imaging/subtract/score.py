@@ -52,7 +52,8 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
     sources equal to their variance.
     """
     gx, gy = (np.gradient(static, axis=axis) ** 2 for axis in (1, 0))
-    chosen = (static**2 > BRIGHT**2 * variance) & ~bad
+    # Around masks (saturated cores, bleeding) other things are left than shifts; `halos` measures those.
+    chosen = (static**2 > BRIGHT**2 * variance) & ~near_bad(bad)
     if chosen.sum() < 50:  # fewer pixels are one or two stars: nothing to tell an error from a variable
         return np.zeros_like(flux), Left(0.0, 0.0, 0.0)
     columns = np.stack([gx[chosen], gy[chosen], static[chosen] ** 2]).astype(np.float64)
@@ -72,6 +73,17 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
         solution = new
     extra = (solution[0] * gx + solution[1] * gy + solution[2] * static**2).astype(np.float32)
     return extra, Left(*(float(np.sqrt(s)) for s in solution))
+
+
+def near_bad(bad: _Bool, cell: int = 8) -> _Bool:
+    """Return the cells of a coarse grid that hold bad pixels, and their neighbours: within 8 to 16 px of one."""
+    height, width = bad.shape
+    rows, columns = -(-height // cell), -(-width // cell)
+    padded = np.zeros((rows * cell, columns * cell), bool)
+    padded[:height, :width] = bad
+    coarse = padded.reshape(rows, cell, columns, cell).any(axis=(1, 3))
+    coarse = ndimage.binary_dilation(coarse, np.ones((3, 3), bool))
+    return np.repeat(np.repeat(coarse, cell, axis=0), cell, axis=1)[:height, :width]
 
 
 def empty_sky(static: Image, variance: Image, bad: _Bool) -> _Bool:
