@@ -39,6 +39,10 @@ _CASES: Mapping[str, float] = {
     "real": 0.05,
 }
 
+#: Share of the skies whose changes go up to S/N 500 instead of 50: a bright asteroid must not look strange to a
+#: network that has never seen one, and on real frames the halo of a bright source is wider than its PSF model.
+BRIGHT_SHARE, BRIGHT_SNR = 0.4, (3.0, 500.0)
+
 #: Share of the simulated frames whose PSF is measured from their stars, as it is in life; the rest carry the true one.
 MEASURED_PSF = 0.6
 
@@ -78,6 +82,8 @@ def simulate_difference(seed: int, shape: tuple[int, int] = (512, 512)) -> Simul
         case = str(rng.choice(list(_CASES), p=list(_CASES.values())))
         if case == "random":
             options = random_options(rng)
+            if rng.random() < BRIGHT_SHARE:
+                options["snr"] = BRIGHT_SNR
         else:
             options = {**CASES[case], "variables": 20.0, "movers": 15.0, "fading": 0.2}
         options["psf"] = "none" if rng.random() < MEASURED_PSF else "true"
