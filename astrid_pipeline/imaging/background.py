@@ -38,6 +38,8 @@ MIN_PIXELS = 64
 #: Pixels of a cell that are looked at, if it has as many: rows are skipped beyond that. 2000 give the cell's noise to
 #: 1.6 % and its level to 0.02 sigma, less than what faint stars do to either.
 ENOUGH = 2000
+#: While objects are looked for, fewer blocks do.
+ENOUGH_BLOCKS = 500
 
 _Bool = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float64]
@@ -160,11 +162,13 @@ class _Axis:
         return spline(np.arange(self.length)), extend
 
 
-def _cells(image: Image, usable: _Bool, rows: _Axis, columns: _Axis) -> tuple[_Float, _Float, _Bool]:
+def _cells(
+    image: Image, usable: _Bool, rows: _Axis, columns: _Axis, pixels: int = ENOUGH
+) -> tuple[_Float, _Float, _Bool]:
     """Return clipped mean and standard deviation of each cell, and where there were enough pixels for them."""
     shape = (rows.cells, columns.cells)
     level, rms, filled = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
-    step = max(1, rows.size * columns.size // ENOUGH)
+    step = max(1, rows.size * columns.size // pixels)
     enough = max(16, MIN_FILLED * rows.size * columns.size / step)
     for row in range(rows.cells):
         strip = slice(row * rows.size, min((row + 1) * rows.size, rows.length), step)
@@ -291,11 +295,12 @@ def _find_objects(image: Image, good: _Bool, box: int) -> _Bool:
     fine, fine_good = _binned(np.where(good, image, np.float32(0)), good, BIN)
     coarse_box = max(box // BIN, 8)
     shining = np.zeros(fine.shape, bool)
+    shining_count = 0
     for step in range(ROUNDS):
         # Large cells first: a galaxy is a smaller part of them, and its light does not hide it.
         size = coarse_box * 2 if step < ROUNDS - 2 else coarse_box
         rows, columns = _Axis(fine.shape[0], size), _Axis(fine.shape[1], size)
-        level, rms, filled = _cells(fine, fine_good & ~shining, rows, columns)
+        level, rms, filled = _cells(fine, fine_good & ~shining, rows, columns, ENOUGH_BLOCKS)
         filled &= rms > 0
         if not filled.any():
             return np.zeros(image.shape, bool)
@@ -303,6 +308,7 @@ def _find_objects(image: Image, good: _Bool, box: int) -> _Bool:
         sigma = float(np.median(rms[filled]))
         seeds = fine_good & (over > OBJECT_SIGMA * sigma)
         shining = binary_dilation(seeds, np.ones((3, 3), bool))
+        before = shining_count
         # What is left between the stars, on the scale of outskirts; stars must not lend it their light.
         rest, rest_good = _binned(np.where(seeds, np.float32(0), over), fine_good & ~seeds, COARSE)
         if rest_good.sum() < 16:
@@ -312,6 +318,9 @@ def _find_objects(image: Image, good: _Bool, box: int) -> _Bool:
         faint = faint.repeat(COARSE, axis=0).repeat(COARSE, axis=1)[: fine.shape[0], : fine.shape[1]]
         # A lone coarse block over the sky is as likely noise; one that touches a bright object is its outskirts.
         shining |= _touching(faint, seeds)
+        shining_count = int(np.count_nonzero(shining))
+        if step >= ROUNDS - 2 and shining_count <= 1.02 * before:
+            break
     return shining.repeat(BIN, axis=0).repeat(BIN, axis=1)[:height, :width]
 
 

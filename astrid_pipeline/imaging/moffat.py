@@ -167,13 +167,14 @@ def fit_moffats(stamps: Stack, variance: Stack, weight: Stack, start: Moffats, r
         solved = np.linalg.solve(damped, np.stack([right[:, :6], cross], axis=2))
         change = 0.0
         if step:
-            # Bright stars would decide alone: each has at most 5 times the median's say.
+            # Bright stars would decide alone: each has at most 5 times the median's say. The median of what they
+            # wish for is not bent by the galaxies and blends among them.
             say = full[:, 6, 6] - np.einsum("nk,nk->n", cross, solved[:, :, 1])
             pull = right[:, 6] - np.einsum("nk,nk->n", cross, solved[:, :, 0])
             share = np.minimum(1, 5 * np.median(say) / np.maximum(say, 1e-30))
             # Where the stars hardly tell it, seeing-limited profiles do: 3.5 +- 2.
-            pull_in, say_in = (3.5 - m.beta) / 4, 1 / 4
-            change = float(((share * pull).sum() + pull_in) / ((share * say).sum() + say_in))
+            wishes = np.append(pull / np.maximum(say, 1e-30), 3.5 - m.beta)
+            change = _weighted_median(wishes, np.append(share * say, 1 / 4))
             change = float(np.clip(change, -0.3 * m.beta, 0.3 * m.beta))
         delta = solved[:, :, 0] - change * solved[:, :, 1]
         flux = np.where(np.isfinite(delta[:, 0]), flux + delta[:, 0], flux)
@@ -181,6 +182,13 @@ def fit_moffats(stamps: Stack, variance: Stack, weight: Stack, start: Moffats, r
     covariance = np.linalg.inv(normal + 1e-30 * np.eye(6))
     errors = np.sqrt(np.abs(np.einsum("nii->in", covariance)[3:6]))
     return MoffatFit(m, flux, errors)
+
+
+def _weighted_median(values: _Float, weights: _Float) -> float:
+    """Return the value that has half the weight on either side."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(total, total[-1] / 2)]])
 
 
 def _moved(m: Moffats, delta: _Float, change: float) -> Moffats:

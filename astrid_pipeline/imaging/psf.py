@@ -34,6 +34,8 @@ STARS_PER_TERM = 4
 #: light.
 RADIUS = 4.5
 RADIUS_RANGE = (8, 32)
+#: Significance, in sigma, by which a higher degree must miss left-out stars by less.
+EARNED = 2.5
 #: The relative error that the representation by monomials may have at the PSF's peak.
 REPRESENTATION = 1e-3
 #: A star whose width or shape is this many sigma (and this much) off the others' surface is a galaxy, a blend or a
@@ -254,17 +256,21 @@ def _smooth_shape(
     sigma = np.hypot(errors, 0.01)
     kept = np.isfinite(values).all(axis=0) & np.isfinite(sigma).all(axis=0)
     kept &= np.abs(values[0] - np.median(values[0][kept])) < 0.35
-    best: tuple[float, _Shape] | None = None
+    best: tuple[_Float, _Shape] | None = None
     for degree in range(max_degree + 1):
         exponents = monomials(degree)
         if degree and kept.sum() < STARS_PER_TERM * len(exponents):
             break
         terms = terms_at(x, y, exponents, shape)
         coefficients, used = _clipped_fit(terms, values, sigma, kept)
-        error = _left_out_error(terms[used], values[:, used], sigma[:, used])
-        # A higher degree must earn its place: by 3 % of what left-out stars are missed by.
-        if best is None or error < 0.97 * best[0]:
-            best = (error, _Shape(coefficients, exponents, shape, used))
+        loss = _left_out_loss(terms, values, sigma, used)
+        # A higher degree must earn its place: miss left-out stars by less, with a significance of 2.5 sigma.
+        if best is not None:
+            both = used & best[1].kept
+            gain = (best[0] - loss)[both]
+            if not gain.mean() > EARNED * gain.std() / np.sqrt(len(gain)):
+                continue
+        best = (loss, _Shape(coefficients, exponents, shape, used))
     assert best is not None
     return best[1]
 
@@ -296,16 +302,16 @@ def _clipped_fit(
     return coefficients, used
 
 
-def _left_out_error(terms: _Float, values: _Float, sigma: _Float) -> float:
-    """Return the robust chi by which each star is missed by the fit to the others (from the hat matrix)."""
-    total = 0.0
+def _left_out_loss(terms: _Float, values: _Float, sigma: _Float, used: npt.NDArray[np.bool_]) -> _Float:
+    """Return by how much chi² each star is missed by the fit to the others (from the hat matrix), capped at 16."""
+    loss = np.zeros(len(terms))
     for k in range(3):
-        design = terms / sigma[k][:, None]
+        design = terms[used] / sigma[k, used, None]
         leverage = np.square(np.linalg.qr(design)[0]).sum(axis=1)
-        target = values[k] / sigma[k]
+        target = values[k, used] / sigma[k, used]
         residual = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
-        total += float(np.mean(np.minimum(np.square(residual / np.maximum(1 - leverage, 0.05)), 16)))
-    return total
+        loss[used] += np.minimum(np.square(residual / np.maximum(1 - leverage, 0.05)), 16)
+    return loss
 
 
 def _assemble(shape: _Shape, pixels: PixelMap, beta: float, size: int, frame: tuple[int, int]) -> PSF:

@@ -29,7 +29,7 @@ MIN_FOR_WINGS = 10
 STARS_PER_TERM = 8
 #: A pixel of a star this many sigma off the map is a neighbour or a cosmic ray that no list knew.
 PIXEL_SIGMA = 6.0
-#: A star this many times worse than the median star (in reduced chi², 2 % of its light allowed for) is dropped.
+#: A star this many times worse than the median star (in reduced chi², 3 % of its light allowed for) is dropped.
 STAR_CHI2 = 4.0
 
 
@@ -119,9 +119,9 @@ def solve_pixels(
         residual = stamps - bright * model
         noise = variance + np.square(SHARE * bright * model)
         # Before there is a map, the Moffat may be wrong by a tenth.
-        slack = np.float32(0.05 if step else 0.1) * bright * model
+        slack = np.float32((0.1, 0.05, 0.03)[min(step, 2)]) * bright * model
         trust = weight * (np.square(residual) < PIXEL_SIGMA**2 * (noise + np.square(slack)))
-        kept = _agreeing(residual, variance + np.square(0.02 * bright * model), trust * core, flux)
+        kept = _agreeing(residual, variance + np.square(slack), trust * core, flux)
         if step == ROUNDS:
             break
         update = _project(residual / bright, noise / bright**2, trust, profiles, terms, kept)

@@ -66,12 +66,12 @@ def prepare(frame: Frame) -> Frame:
     meta: dict[str, Any] = {}
     mask = _saturated(frame, meta)
     sky = measure_background(frame.data, mask)
-    level = float(np.median(sky.level))
+    level = float(np.median(sky.level[::8, ::8]))
     removed = bool(frame.meta.get("sky_subtracted"))
     # A frame whose sky somebody else took away may have kept a little of it: that little is removed too.
     data = frame.data - sky.level
     usable = ~is_set(mask) & ~sky.objects
-    sigma = float(np.median(sky.rms))
+    sigma = float(np.median(sky.rms[::8, ::8]))
     meta |= {
         "sky_subtracted": True,
         "sky": float(frame.meta.get("sky") or 0.0) if removed else level,

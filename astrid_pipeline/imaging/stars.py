@@ -22,6 +22,8 @@ _Bool = npt.NDArray[np.bool_]
 
 #: A pixel over this many sigma, and `MIN_AREA` of them together, make a source.
 MIN_AREA = 5
+#: Noise of independent pixels after smoothing with 1, 2, 1 along both axes: 6 / 16.
+SMOOTHED = 0.375
 #: Below this width nothing has passed an optical system: a single pixel's window width is 0.29 px, a cosmic ray's
 #: mostly below 0.6, the sharpest PSF that a matched filter can use (FWHM 1.3 px) 0.62.
 MIN_SIGMA = 0.6
@@ -47,7 +49,10 @@ COLUMNS = (
 def find_sources(
     image: Image, noise: npt.NDArray[np.floating] | float, mask: _Bool | None = None, threshold: float = 5.0
 ) -> pd.DataFrame:
-    """Find and deblend everything in a sky-subtracted image over `threshold` times the noise per pixel.
+    """Find and deblend everything in a sky-subtracted image over `threshold` times the noise.
+
+    The image in units of its noise is smoothed over 3 x 3 pixels (weights 1, 2, 1) and cut at `threshold` times the
+    noise that is left of independent pixels' then.
 
     Returns
     -------
@@ -65,15 +70,15 @@ def find_sources(
     # sep's limits are for small frames: a crowded or nebulous one overruns them and stops (sep issues 24, 72, 75).
     sep.set_extract_pixstack(max(1_000_000, image.size // 4))
     sep.set_sub_object_limit(20_000)
-    native = np.ascontiguousarray(image, dtype=np.float32)
-    error = noise if np.isscalar(noise) else np.ascontiguousarray(noise, dtype=np.float32)
+    # sep's own filter for uneven noise does the same in twice the time.
+    scaled = np.ascontiguousarray(image / noise, dtype=np.float32)
     found = None
     # In a crowd everything is one object, in which deblending finds only what holds 0.5 % of it all, or gives up. A
     # higher threshold then finds more stars.
     for raised in (1.0, 2.0, 5.0, 20.0):
         try:
             these = sep.extract(
-                native, threshold * raised, err=error, mask=mask, minarea=MIN_AREA, clean=False
+                scaled, SMOOTHED * threshold * raised, mask=mask, minarea=MIN_AREA, clean=False
             )
         except Exception as error_of_sep:  # sep raises bare Exceptions
             if "deblending overflow" not in str(error_of_sep) and "pixel buffer full" not in str(
@@ -93,6 +98,9 @@ def find_sources(
         )
     names = ["x", "y", "xpeak", "ypeak", "flux", "peak", "a", "b", "npix", "flag"]
     table = pd.DataFrame({name: found[name] for name in names})
+    at = (found["ypeak"], found["xpeak"])
+    table["peak"] = image[at]
+    table["flux"] = found["flux"] * np.broadcast_to(np.asarray(noise, float), image.shape)[at]
     return table.sort_values("flux", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -106,7 +114,7 @@ def detect_stars(
     frame:
         Its sky is measured and removed here unless `meta["sky_subtracted"]`.
     threshold:
-        Detection threshold per pixel, in sigma of the empty sky.
+        Detection threshold, in sigma of the empty sky smoothed over 3 x 3 pixels (see `find_sources`).
     only_stars:
         Leave out what is not a star; otherwise all sources come, and the column `star` tells.
     max_sources:
@@ -152,7 +160,7 @@ def saturation_above_sky(frame: Frame) -> float | None:
     sky = (
         float(frame.meta.get("sky") or 0.0)
         if frame.meta.get("sky_subtracted")
-        else float(np.median(frame.data))
+        else float(np.median(frame.data[::4, ::4]))
     )
     return LINEAR * float(level) - sky
 
