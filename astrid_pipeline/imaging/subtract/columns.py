@@ -65,7 +65,7 @@ def orders(order: int) -> list[tuple[int, int]]:
 
 
 def columns(
-    stamps: Stamps, ratio: Surface, shift: Surface, sky: Surface, order: int
+    stamps: Stamps, ratio: Surface, shift: Surface, order: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (difference, columns, weights) of the compared parts, (n, m, m), (n, J, m, m), (n, m, m).
 
@@ -79,7 +79,6 @@ def columns(
     device, size = stamps.science.device, stamps.size
     beta = torch.as_tensor(ratio.at(stamps.x, stamps.y), device=device).float()[:, None, None]
     delta = torch.as_tensor(shift.at(stamps.x, stamps.y), device=device).float()
-    level = torch.as_tensor(sky.at(stamps.x, stamps.y), device=device).float()[:, None, None]
     ky, kx = frequencies(size, device)
     variance_n = stamps.science_variance
     variance_r = beta**2 * stamps.reference_variance
@@ -88,7 +87,7 @@ def columns(
     den = s_n * p_r.abs() ** 2 + s_r * p_n.abs() ** 2
     den = den.clamp_min(1e-8 * float(den.max()))
     white = torch.sqrt((s_n + s_r) / den)
-    science = torch.fft.rfft2(stamps.science - level)
+    science = torch.fft.rfft2(stamps.science)
     phase = moved(delta[:, 0], delta[:, 1], ky, kx)
     reference = torch.fft.rfft2(beta * stamps.reference) * phase
     difference = stamps.middle(torch.fft.irfft2(white * (p_r * science - p_n * reference), s=(size, size)))
@@ -118,11 +117,11 @@ def shapes(size: int, order: int, device: torch.device) -> torch.Tensor:
     return out
 
 
-def measure(stamps: Stamps, ratio: Surface, shift: Surface, sky: Surface, order: int) -> Measured:
+def measure(stamps: Stamps, ratio: Surface, shift: Surface, order: int) -> Measured:
     """Fit each source by itself: amplitude (relative to `ratio`), shift, and second moments of the PSF difference."""
     import torch
 
-    difference, design, weight = columns(stamps, ratio, shift, sky, order)
+    difference, design, weight = columns(stamps, ratio, shift, order)
     j = design.shape[1]
     flat = torch.cat([design.flatten(2), torch.ones_like(difference).flatten(1)[:, None]], dim=1).double()
     y = difference.flatten(1).double()

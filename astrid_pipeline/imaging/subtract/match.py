@@ -24,8 +24,9 @@ from astrid_pipeline.imaging.subtract.arrays import Surface, join
 from astrid_pipeline.imaging.subtract.columns import Measured, measure
 from astrid_pipeline.imaging.subtract.inputs import Pair, parts
 from astrid_pipeline.imaging.subtract.shape import fit_shape
+from astrid_pipeline.imaging.subtract.sky import Level, fit_sky
 from astrid_pipeline.imaging.subtract.stars import Stamps, cut_stamps
-from astrid_pipeline.imaging.subtract.surfaces import Fit, fit_surface
+from astrid_pipeline.imaging.subtract.surfaces import fit_surface
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ class Match:
     psf:
         Q, the science PSF corrected such that P_r ∗ N = ratio · Q ∗ R for sources that do not change.
     sky:
-        Smooth level of science − ratio · reference, units of the science frame.
+        Level of science − ratio · reference, units of the science frame.
     sources, n_matched:
         Sources looked at, and those that the surfaces rest on.
     dx_rms, dy_rms:
@@ -66,7 +67,7 @@ class Match:
     ratio: Surface
     shift: Surface
     psf: PSF
-    sky: Surface
+    sky: Level
     sources: int = 0
     n_matched: int = 0
     dx_rms: float = 0.0
@@ -101,11 +102,9 @@ def solve_match(pair: Pair, device: torch.device) -> Match:
         )
     ratio = Surface.constant(shape, _first_ratio(stamps))
     shift = Surface.constant(shape, [0.0, 0.0])
-    # Each source has a level of its own in these fits, so that the sky can wait.
-    sky = Surface.constant(shape, 0.0)
     # The columns are linear in the shift only to about 0.3 px: a second round starts from the first one's solution.
     for _ in range(2):
-        measured = measure(stamps, ratio, shift, sky, order=2)
+        measured = measure(stamps, ratio, shift, order=2)
         good = _sane(measured)
         if good.sum() < MIN_SOURCES:
             raise SubtractionError(
@@ -136,7 +135,7 @@ def solve_match(pair: Pair, device: torch.device) -> Match:
     chosen = np.zeros(len(good), bool)
     chosen[inliers] = True
     if chosen.sum() >= MIN_FOR_SHAPE:
-        psf, ratio, shift = fit_shape(stamps.take(chosen), pair, ratio, shift, sky)
+        psf, ratio, shift = fit_shape(stamps.take(chosen), pair, ratio, shift)
     sky = fit_sky(pair, ratio)
     scale = float(np.median(ratio.at(stamps.x, stamps.y)))
     return Match(
@@ -193,46 +192,3 @@ def _sane(measured: Measured) -> npt.NDArray[np.bool_]:
         & (shift < 3)
         & (measured.chi2 < max(2 * usual, 2.0))
     )
-
-
-def fit_sky(pair: Pair, ratio: Surface) -> Surface:
-    """Return the smooth level of science − ratio · reference where neither frame shows a source.
-
-    PSFs that differ move flux about but keep its sum, so that means over cells of 64 px need no matched PSFs.
-    """
-    cell = 64
-    height, width = pair.shape
-    # Every third row: the level is then known to a hundredth of a pixel's noise, which is more than enough.
-    rows = np.arange(0, height, 3)
-    science, reference = pair.science.data[rows], pair.reference.data[rows]
-    beta = ratio.image()[rows]
-    # 2.5 sigma of a single pixel on both sides: symmetric, so that the cut itself shifts nothing.
-    empty = (
-        ~pair.bad[rows]
-        & (np.abs(reference) < 2.5 * pair.reference_sigma)
-        & (np.abs(science) < 2.5 * pair.science_sigma)
-    )
-    difference = np.where(empty, science - beta * reference, np.float32(0))
-    group = np.arange(0, len(rows), max(1, cell // 3))
-    columns_ = np.arange(0, width, cell)
-    # Rows first, which is a plain vector sum; columns then are few.
-    total = np.add.reduceat(np.add.reduceat(difference, group, axis=0), columns_, axis=1, dtype=np.float64)
-    count = np.add.reduceat(
-        np.add.reduceat(empty, group, axis=0, dtype=np.int32), columns_, axis=1, dtype=np.int64
-    )
-    middle_y = rows[group] + np.minimum(cell, height - rows[group]) / 2 - 0.5
-    middle_x = (columns_ + np.minimum(columns_ + cell, width) - 1) / 2
-    yy, xx = np.meshgrid(middle_y, middle_x, indexing="ij")
-    enough = count >= 50
-    if not enough.any():
-        return Surface.constant(pair.shape, 0.0)
-    sigma = np.hypot(pair.science_sigma, float(beta.mean()) * pair.reference_sigma)
-    fit: Fit = fit_surface(
-        pair.shape,
-        xx[enough],
-        yy[enough],
-        total[enough] / count[enough],
-        sigma / np.sqrt(count[enough]),
-        6,
-    )
-    return fit.surface

@@ -104,7 +104,7 @@ def match_meta(pair: Pair, match: Match) -> dict[str, Any]:
         "dx_rms": match.dx_rms,
         "dy_rms": match.dy_rms,
         "n_matched": match.n_matched,
-        "sky_offset": float(match.sky.at((width - 1) / 2, (height - 1) / 2)),
+        "sky_offset": float(match.sky.surface.at((width - 1) / 2, (height - 1) / 2)),
         "science_sky_sigma": pair.science_sigma,
         "reference_sky_sigma": pair.reference_sigma * beta,
         "match_notes": "; ".join(match.notes),

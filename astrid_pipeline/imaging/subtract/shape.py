@@ -19,9 +19,7 @@ SHAPE_DEGREES = {0: 1, 1: 2, 2: 3, 3: 2, 4: 2}
 SHAPE_PRIOR = {0: 0.02, 1: 0.05, 2: 0.10, 3: 0.03, 4: 0.02}
 
 
-def fit_shape(
-    stamps: Stamps, pair: Pair, ratio: Surface, shift: Surface, sky: Surface
-) -> tuple[PSF, Surface, Surface]:
+def fit_shape(stamps: Stamps, pair: Pair, ratio: Surface, shift: Surface) -> tuple[PSF, Surface, Surface]:
     """Fit the correction of the PSF ratio from all sources together; return Q, and ratio and shift with what is left.
 
     Normal equations are summed over sources, those that fit badly counting less (weights 1 / (1 + χ²/9), two rounds),
@@ -29,7 +27,7 @@ def fit_shape(
     """
     import torch
 
-    difference, design, weight = columns(stamps, ratio, shift, sky, ORDER)
+    difference, design, weight = columns(stamps, ratio, shift, ORDER)
     n, j = design.shape[:2]
     flat, y, w = design.flatten(2).double(), difference.flatten(1).double(), weight.flatten(1).double()
     # Each source has a level of its own: taken out by weighted means.
