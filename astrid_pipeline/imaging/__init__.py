@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Imaging(ModuleType):
-    """Keeps `align`, `subtract` and the like functions: importing their modules would put the modules in their place."""
+    """Keeps `align`, `subtract` and the like functions; importing their modules would put modules in their place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (isinstance(value, ModuleType) and name in _HOMES):

@@ -41,7 +41,11 @@ TRUTH = TableSchema(
         Column("y", "float64", "row in the image", "px"),
         Column("flux", "float64", "science minus reference", "units of the science frame"),
         Column("snr", "float64", "|flux| over the least error that the two frames allow"),
-        Column("snr_here", "float64", "the same with what errors of registration, PSF and flux ratio add to the noise"),
+        Column(
+            "snr_here",
+            "float64",
+            "the same with what errors of registration, PSF and flux ratio add to the noise",
+        ),
         Column("label", "string", "transient, variable, moving or artefact"),
         Column("kind", "string", "what it is in detail: supernova, asteroid, cosmic_ray, …"),
         Column("length", "float64", "length of a trail", "px"),
