@@ -73,14 +73,14 @@ def list_partitions(store: Store, asset: str, first: str | None = None) -> list[
     from urllib.parse import unquote
 
     folder = file_name(asset) if first is None else f"{file_name(asset)}/{file_name(first)}"
-    found = []
-    for entry in store.list(folder):
-        path = entry.key.split("/")[1:]
-        if path[-1] == INDEX:
-            found.append("|".join(unquote(part) for part in path[:-1]))
-        elif path[-1].endswith(".parquet"):
-            found.append("|".join(unquote(part) for part in [*path[:-1], path[-1].removesuffix(".parquet")]))
-    return sorted(found)
+    paths = [entry.key.split("/")[1:] for entry in store.list(folder)]
+    # A product with an index is one partition; tables among its files are not partitions of their own.
+    found = {tuple(path[:-1]) for path in paths if path[-1] == INDEX}
+    for path in paths:
+        inside = any(tuple(path[:depth]) in found for depth in range(len(path)))
+        if path[-1].endswith(".parquet") and not inside:
+            found.add((*path[:-1], path[-1].removesuffix(".parquet")))
+    return sorted("|".join(unquote(part) for part in path) for path in found)
 
 
 class _PartitionedIOManager(dg.ConfigurableIOManager):
