@@ -42,7 +42,7 @@ def demo(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="One field and two nights only: a first look in about two minutes."),
+        typer.Option("--quick", help="One field and two nights only, and no training: a first look."),
     ] = False,
 ) -> None:
     """Take a simulated survey from raw frames to detections, and train a model on what was found.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 
 import numpy as np
@@ -114,14 +113,14 @@ def test_alert_packets_are_read_with_their_own_schema_alone(in_demo):
 
 def test_samples_and_dataset_fit_together(in_demo):
     from astrid_pipeline.driver import open_products
-    from astrid_pipeline.learning.dataset import SPLITS, open_split
+    from astrid_pipeline.learning.dataset import SPLITS, collect, open_split
 
     products = open_products()
-    dataset = products.table("training_dataset", None)
     folders = {
         key: products.folder("training_samples", key) for key in products.partitions("training_samples")
     }
-    assert set(dataset.partition) == set(folders)
+    assert set(folders) == {"sim-01|2026-03-14", "sim-01|2026-03-17"}
+    dataset = collect("test", folders)
     assert set(dataset.split) <= set(SPLITS)
     assert dataset.groupby("sky").split.nunique().max() == 1
     train = open_split(dataset, folders, "train")
@@ -129,24 +128,14 @@ def test_samples_and_dataset_fit_together(in_demo):
     assert train.planes(0).shape == (4, 256, 256)
 
 
-def test_the_challenger_was_trained_registered_and_judged(in_demo):
-    from astrid_pipeline.driver import open_products
+def test_the_packaged_weights_are_the_first_champion(in_demo):
     from astrid_pipeline.resources.detector import DETECTOR
-    from astrid_pipeline.resources.tracking import CHALLENGER, CHAMPION, Tracking
+    from astrid_pipeline.resources.tracking import CHAMPION, Tracking
 
-    tracking = Tracking()
-    challenger, champion = tracking.find(DETECTOR, CHALLENGER), tracking.find(DETECTOR, CHAMPION)
-    assert challenger is not None
+    champion = Tracking().find(DETECTOR, CHAMPION)
     assert champion is not None
-    runs = tracking.client.search_runs([tracking._experiment_id()])
-    names = {run.info.run_name: run for run in runs}
-    assert {"packaged weights", "unet", "ensemble", "evaluation"} <= set(names)
-    assert all(run.info.status == "FINISHED" for run in runs)
-    promoted = names["evaluation"].data.tags["promoted"] == "True"
-    assert (champion.version == challenger.version) == promoted
-    assert "AP" in names["evaluation"].data.tags["reason"]
-    folder = open_products().folder("unet")
-    assert json.loads((folder / "training.json").read_text())["steps"] > 0
+    assert champion.version == "1"
+    assert champion.tags["source"] == "package"
 
 
 def test_every_materialization_says_what_a_person_asks(in_demo):
