@@ -258,11 +258,12 @@ class _Solver:
         for _ in range(STEPS):
             image = difference(*step)
             power = (image**2).sum((1, 2))
-            # A stamp that is solved to rounding (one pixel is, after one step) must not go on: its steps are noise
-            # divided by noise. What a step gains is norm² / power; the whole of what is left bounds it.
-            gain = norm**2 / power.clamp_min(1e-20)
-            active = (norm > SOLVED * first) & (gain <= (residual**2).sum((1, 2)) * 1.001)
-            length = torch.where(active, norm / power.clamp_min(1e-20), 0.0)[:, None, None]
+            # The step that leaves least along its direction, taken from the residual itself. The textbook's
+            # norm / power is the same in exact arithmetic; once a stamp is solved to rounding (one pixel is, after one
+            # step), it is noise divided by noise, and throws the filling far off.
+            active = norm > SOLVED * first
+            best_length = (image * residual).sum((1, 2)) / power.clamp_min(1e-20)
+            length = torch.where(active, best_length, 0.0)[:, None, None]
             n, r = n + length * step[0], r + length * step[1]
             residual = residual - length * image
             gradient = list(adjoint(residual))
