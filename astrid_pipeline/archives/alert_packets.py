@@ -274,7 +274,7 @@ def _packet(name: str, number: int, survey: str, record: Any) -> AlertPacket | U
     if not isinstance(record, Mapping):
         return UnreadablePacket(name, number, f"the record is a {type(record).__name__}, not an alert")
     cutouts: dict[str, Image | None] = {}
-    taken = set()
+    taken: set[str] = set()
     for role, names in _CUTOUTS.items():
         key = next((n for n in names if record.get(n) is not None), None)
         taken.update(names)
@@ -285,7 +285,9 @@ def _packet(name: str, number: int, survey: str, record: Any) -> AlertPacket | U
     fields = {key: value for key, value in record.items() if key not in taken}
     if survey == "unknown" and isinstance(fields.get("publisher"), str):
         survey = (fields["publisher"].lower().split() or [survey])[0]
-    inner = next((fields[n] for n in ("diaSource", "candidate") if isinstance(fields.get(n), Mapping)), {})
+    inner: Mapping[str, Any] = next(
+        (fields[n] for n in ("diaSource", "candidate") if isinstance(fields.get(n), Mapping)), {}
+    )
     if "diaSourceId" in fields or "diaSourceId" in inner:
         id_name, identity = "diaSourceId", _first(inner, fields, ("diaSourceId",))
         survey = "lsst"
