@@ -142,7 +142,11 @@ OBSERVATIONS = TableSchema(
 
 @runtime_checkable
 class Archive(Protocol):
-    """Where exposures come from."""
+    """Where exposures come from.
+
+    Archives behind a network may also have `refresh(field)`, which asks what is new and returns the ids of it, and
+    `prefetch(records)`, which brings several files at a time for `fetch` to hand out.
+    """
 
     name: str
 
@@ -177,7 +181,9 @@ def open_archive(spec: str) -> Archive:
     ``simulated``, ``simulated:FOLDER?seed=7``
         the simulated survey (its files, once made, are kept in FOLDER);
     ``folder:PATH``
-        a folder of FITS files, read recursively.
+        a folder of FITS files, read recursively;
+    ``mast:HST,JWST?filter=F160W&product=FLT``
+        observations of MAST (see `mast_query.MastQuery` for all options).
 
     Raises
     ------
@@ -191,13 +197,17 @@ def open_archive(spec: str) -> Archive:
         from astrid_pipeline.archives.folder import FolderArchive
 
         return FolderArchive(rest)
+    if kind == "mast":
+        from astrid_pipeline.archives.mast import MastArchive
+
+        return MastArchive(rest)
     if kind.partition("?")[0] == "simulated":
         from astrid_pipeline.simulation.archive import open_simulated
 
         return open_simulated(spec)
     raise ConfigError(
         f"the archive {spec!r} is of no known kind",
-        remedy="use simulated, simulated:FOLDER?seed=7 or folder:PATH",
+        remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH or mast:COLLECTION,…",
     )
 
 

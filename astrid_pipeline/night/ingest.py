@@ -81,6 +81,9 @@ def fetch(
         return {"path": key, "size": stored.size, "sha256": stored.sha256}
 
     by_id = {record.exposure_id: record for record in records}
+    # An archive behind a network brings several files at a time; what fails there is told for its exposure below.
+    if (prefetch := getattr(archive, "prefetch", None)) is not None:
+        prefetch([record for record in by_id.values() if not store.exists(raw_key(record))])
     outcome = for_each(by_id, one, stage="observations", progress=progress)
     problems = {p.exposure_id: p.what for p in outcome.problems}
     rows = [
