@@ -43,6 +43,14 @@ _CASES: Mapping[str, float] = {
 #: network that has never seen one, and on real frames the halo of a bright source is wider than its PSF model.
 BRIGHT_SHARE, BRIGHT_SNR = 0.4, (3.0, 500.0)
 
+#: Of the true changes in skies that detections are calibrated and measured on: what they are, and their S/N.
+_SURVEY_SHARES: Mapping[str, float] = {"transients": 0.6, "variables": 0.2, "movers": 0.2}
+SURVEY_SNR = (3.0, 50.0)
+
+#: True changes a megapixel of those skies. Many times the sky's own, so that there is something to count; probabilities
+#: mean what they say at this rate (`calibration.shift_prior` brings them to another).
+SURVEY_CHANGES = 20.0
+
 #: Share of the simulated frames whose PSF is measured from their stars, as it is in life; the rest carry the true one.
 MEASURED_PSF = 0.6
 
@@ -61,11 +69,18 @@ class Simulated:
     seed: int
 
 
-def simulate_difference(seed: int, shape: tuple[int, int] = (512, 512)) -> Simulated:
+def simulate_difference(
+    seed: int, shape: tuple[int, int] = (512, 512), *, changes: float | None = None
+) -> Simulated:
     """Return a simulated difference image and its truth; the same seed gives the same.
 
     The case, the options and whether the PSFs are measured or known are drawn from the seed. Frames whose PSF cannot
     be measured are drawn again, four times at most.
+
+    Parameters
+    ----------
+    changes:
+        True changes a megapixel, of S/N 3-50. None: as many as learning gets most from, in some skies very bright.
 
     Raises
     ------
@@ -86,6 +101,9 @@ def simulate_difference(seed: int, shape: tuple[int, int] = (512, 512)) -> Simul
                 options["snr"] = BRIGHT_SNR
         else:
             options = {**CASES[case], "variables": 20.0, "movers": 15.0, "fading": 0.2}
+        if changes is not None:
+            options |= {name: share * changes for name, share in _SURVEY_SHARES.items()}
+            options["snr"] = SURVEY_SNR
         options["psf"] = "none" if rng.random() < MEASURED_PSF else "true"
         pair = simulate_pair(rng, shape, **options)
         try:
@@ -106,10 +124,12 @@ def image_seed(seed: int, split: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def _build_shard(folder: Path, shard: int, seeds: Sequence[int], shape: tuple[int, int]) -> int:
+def _build_shard(
+    folder: Path, shard: int, seeds: Sequence[int], shape: tuple[int, int], changes: float | None
+) -> int:
     samples = []
     for seed in seeds:
-        made = simulate_difference(seed, shape)
+        made = simulate_difference(seed, shape, changes=changes)
         info = {"sky": f"simulated-{seed}", "case": made.case, "source": "simulated", "seed": seed}
         samples.append(make_sample(made.difference, made.truth, made.candidates, info))
     write_shard(folder, shard, samples)
@@ -125,11 +145,13 @@ def build_shards(
     progress: Progress | None = None,
     *,
     split: str = "train",
+    changes: float | None = None,
 ) -> dict[str, Any]:
     """Simulate `n_images` labelled difference images into `folder` and return the set's manifest.
 
     Each image is a sky of its own, drawn from (seed, split, number): sets of different splits share nothing, and
     the number of workers changes nothing. Shards that are there already are kept, so that a killed build goes on.
+    `changes` is that of `simulate_difference`.
 
     Raises
     ------
@@ -143,7 +165,9 @@ def build_shards(
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [image_seed(seed, split, i) for i in range(n_images)]
     jobs = {s: seeds[i : i + SHARD_IMAGES] for s, i in enumerate(range(0, n_images, SHARD_IMAGES))}
-    recipe = {"seed": seed, "split": split, "shape": list(shape), "n_images": n_images}
+    recipe: dict[str, Any] = {"seed": seed, "split": split, "shape": list(shape), "n_images": n_images}
+    if changes is not None:
+        recipe["changes"] = changes
     _same_recipe(folder, recipe)
     missing = {s: part for s, part in jobs.items() if not is_whole(folder, s)}
     done = n_images - sum(len(part) for part in missing.values())
@@ -151,7 +175,7 @@ def build_shards(
         progress(done, n_images)
     if workers <= 1 or len(missing) <= 1:
         for shard, part in missing.items():
-            done += _build_shard(folder, shard, part, shape)
+            done += _build_shard(folder, shard, part, shape, changes)
             if progress is not None:
                 progress(done, n_images)
     else:
@@ -159,7 +183,9 @@ def build_shards(
         with ProcessPoolExecutor(
             min(workers, len(missing)), get_context("spawn"), _begin_worker, (os.getpid(),)
         ) as pool:
-            futures = [pool.submit(_build_shard, folder, s, part, shape) for s, part in missing.items()]
+            futures = [
+                pool.submit(_build_shard, folder, s, part, shape, changes) for s, part in missing.items()
+            ]
             for future in as_completed(futures):
                 done += future.result()
                 if progress is not None:

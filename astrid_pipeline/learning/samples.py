@@ -25,12 +25,17 @@ KIND_LABELS: Mapping[str, str] = {
     "artefact": "artefact",
 }
 
+#: A mover's trail of so many FWHM can be seen: it makes the image a quarter longer than wide (a line of length L adds
+#: L²/12 to the variance along it, a Gaussian's own is FWHM²/5.5). Shorter ones are points, whatever they are.
+TRAIL_FWHM = 1.0
+
 
 def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> pd.DataFrame:
     """Return the rows of a truth table with the columns of `shards.TRUTH`, but image_id.
 
     `truth` has x, y, flux, kind (a key of `KIND_LABELS`), and may have class, snr, length and angle. Where there is
-    no S/N it is |flux| over the difference's own flux error at that pixel.
+    no S/N it is |flux| over the difference's own flux error at that pixel. What moved by less than `TRAIL_FWHM` is
+    labelled a transient, since one image cannot tell; its kind stays.
 
     Raises
     ------
@@ -50,6 +55,10 @@ def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> 
     own = np.abs(truth["flux"].to_numpy(float)) / np.maximum(difference.flux_err[rows, cols], 1e-30)
     given = truth["snr"].to_numpy(float) if "snr" in truth else np.full(len(truth), np.nan)
     snr = np.where(np.isfinite(given), given, own)
+    label = kinds.map(KIND_LABELS).to_numpy(object)
+    if "length" in truth:
+        seen = truth["length"].to_numpy(float) >= TRAIL_FWHM * difference.psf.fwhm()
+        label = np.where((label == "moving") & ~seen, "transient", label)
     return pd.DataFrame(
         {
             "x": truth["x"].to_numpy(float),
@@ -58,7 +67,7 @@ def labelled_truth(truth: pd.DataFrame, difference: Difference, source: str) -> 
             "snr": snr,
             # The least error that two frames allow knows nothing of how well they could be matched; this pair's does.
             "snr_here": np.minimum(snr, own) * _astrometric_loss(difference, rows, cols),
-            "label": kinds.map(KIND_LABELS).to_numpy(object),
+            "label": label,
             "kind": truth.get("class", kinds).astype(str).to_numpy(object),
             "length": truth["length"].to_numpy(float) if "length" in truth else np.full(len(truth), np.nan),
             "angle": truth["angle"].to_numpy(float) if "angle" in truth else np.full(len(truth), np.nan),

@@ -22,6 +22,10 @@ HEAT_SIGMA = 1.5
 # 4): it is neither asked for nor held against the network. Below 1.5 it does not exist for practical purposes.
 POSITIVE_SNR, NOTHING_SNR = 4.0, 1.5
 
+#: A trail's Gaussian is longer by this share of its length, so that a network need not guess its middle to a pixel; a
+#: sixth keeps one maximum, and a trail's ends dark.
+TRAIL_SHARE = 1 / 6
+
 #: Around what is neither asked for nor forbidden, pixels within this radius do not count.
 IGNORE_RADIUS = 4.0
 
@@ -33,7 +37,7 @@ class Target:
     Attributes
     ----------
     heat:
-        (classes, H, W) float32: exactly 1 at the pixel of each source, a Gaussian around it.
+        (classes, H, W) float32: exactly 1 at the pixel of each source, a Gaussian around it, longer along a trail.
     mask:
         (H, W) float32, 1 where a source stands out of the noise.
     weight:
@@ -51,8 +55,8 @@ def render(truth: pd.DataFrame, labels: npt.NDArray[np.uint8], *, x0: int = 0, y
     Parameters
     ----------
     truth:
-        Columns x, y (px in the whole image), snr_here, label and usable; rows labelled ``artefact`` are answered
-        with nothing.
+        Columns x, y, length (px in the whole image), angle, snr_here, label and usable; rows labelled ``artefact``
+        are answered with nothing.
     labels:
         (H, W) bits `UNUSABLE_BIT` and `SOURCE_BIT`.
     """
@@ -60,14 +64,22 @@ def render(truth: pd.DataFrame, labels: npt.NDArray[np.uint8], *, x0: int = 0, y
     heat = np.zeros((len(CLASSES), height, width), np.float32)
     weight = ((labels & UNUSABLE_BIT) == 0).astype(np.float32)
     mask = ((labels & SOURCE_BIT) != 0).astype(np.float32)
-    reach = int(np.ceil(4 * HEAT_SIGMA))
     columns = zip(
-        truth["x"] - x0, truth["y"] - y0, truth["snr_here"], truth["label"], truth["usable"], strict=True
+        truth["x"] - x0,
+        truth["y"] - y0,
+        truth["snr_here"],
+        truth["label"],
+        truth["usable"],
+        np.where(truth["label"] == "moving", np.nan_to_num(truth["length"].to_numpy(float)), 0.0),
+        np.nan_to_num(truth["angle"].to_numpy(float)),
+        strict=True,
     )
     asked: list[tuple[int, int, int]] = []
-    for x, y, snr, label, usable in columns:
+    for x, y, snr, label, usable, length, angle in columns:
         if label not in CLASSES or snr < NOTHING_SNR:
             continue
+        long = float(np.hypot(HEAT_SIGMA, TRAIL_SHARE * length))
+        reach = int(np.ceil(4 * long))
         if not (-reach <= x < width + reach and -reach <= y < height + reach):
             continue
         left, right = max(int(x) - reach, 0), min(int(x) + reach + 2, width)
@@ -76,10 +88,12 @@ def render(truth: pd.DataFrame, labels: npt.NDArray[np.uint8], *, x0: int = 0, y
             continue
         rows, cols = np.ogrid[low:high, left:right]
         squared = (cols - x) ** 2 + (rows - y) ** 2
+        along = (cols - x) * np.cos(angle) + (rows - y) * np.sin(angle)
         if snr < POSITIVE_SNR or not usable:
             weight[low:high, left:right][squared <= IGNORE_RADIUS**2] = 0
             continue
-        blob = np.exp(-squared / (2 * HEAT_SIGMA**2)).astype(np.float32)
+        exponent = (squared - along**2) / HEAT_SIGMA**2 + along**2 / long**2
+        blob = np.exp(-exponent / 2).astype(np.float32)
         place = heat[CLASSES.index(label), low:high, left:right]
         np.maximum(place, blob, out=place)
         asked.append((CLASSES.index(label), round(y), round(x)))

@@ -39,9 +39,10 @@ class PairOptions:
         True changes a megapixel; S/N log-uniform in `snr`. `on_galaxy` and `fading` are shares of the transients.
     trail_length:
         Movers' trails are log-uniform in this range.
-    cosmic_rays, bad_columns, hot_pixels, ghosts, dipoles, trails:
+    cosmic_rays, bad_columns, hot_pixels, ghosts, dipoles, bad_subtractions, trails:
         Artefacts a megapixel in the science frame (`trails`, satellites, and `edges` are per frame). Cosmic rays
-        and columns are not in the reference, whose exposures were clipped.
+        and columns are not in the reference, whose exposures were clipped. Bad subtractions are bright stars whose
+        profile is not that of the others.
     masked:
         Share of the artefacts that the mask covers. Saturated and bled pixels always are, unless
         `saturation_masked` is False.
@@ -81,6 +82,7 @@ class PairOptions:
     hot_pixels: float = 0.0
     ghosts: float = 0.0
     dipoles: float = 0.0
+    bad_subtractions: float = 0.0
     trails: int = 0
     edges: int = 0
     masked: float = 1.0
@@ -155,11 +157,12 @@ def random_options(rng: np.random.Generator) -> dict[str, Any]:
         "cosmic_rays": float(rng.uniform(10, 80)),
         "bad_columns": float(rng.uniform(0, 3)),
         "hot_pixels": float(rng.uniform(0, 40)),
-        "ghosts": float(rng.uniform(0, 6)),
-        "dipoles": float(rng.uniform(0, 20)),
+        "ghosts": float(rng.uniform(0, 10)),
+        "dipoles": float(rng.uniform(0, 40)),
         "trails": int(rng.random() < 0.15),
-        "edges": int(rng.random() < 0.2),
+        "edges": int(rng.random() < 0.3),
         # Calibration finds most artefacts, seldom all.
         "masked": float(rng.choice([0.0, 0.5, 0.8, 0.95])),
         "variance": "data",
+        "bad_subtractions": float(rng.uniform(0, 15)),
     }

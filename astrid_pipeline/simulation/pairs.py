@@ -114,7 +114,7 @@ class _Builder:
         then = self.warp.table(planted[planted["flux_reference"] != 0])
         render(reference, then.assign(flux=then["flux_reference"]), self.reference_psf)
 
-        spoiled = spoil.spoil(self.rng, science, o, self._count, stars_then, stars)
+        spoiled = spoil.spoil(self.rng, science, o, self._count, stars_then, stars, self.science_psf)
         science_frame = self._expose(science, spoiled, 1)
         reference_frame = self._expose(reference, None, o.reference_depth)
         science_psf, reference_psf = self.science_psf.model(), self.reference_psf.model()

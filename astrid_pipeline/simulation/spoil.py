@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,13 +15,15 @@ from scipy import ndimage
 
 from astrid_pipeline.imaging.mask import Mask, MaskArray
 from astrid_pipeline.simulation import detector
+from astrid_pipeline.simulation.psf import SkyPSF
+from astrid_pipeline.simulation.sky import render
 
 if TYPE_CHECKING:
     from astrid_pipeline.simulation.pair_options import PairOptions
 
 Image = npt.NDArray[np.float32]
 #: Artefacts so large that a point's S/N means nothing for them.
-EXTENDED = ("bad_column", "bleed", "ghost", "satellite_trail", "edge")
+EXTENDED = ("bad_column", "bleed", "ghost", "satellite_trail", "bad_subtraction", "edge")
 
 
 @dataclass(eq=False)
@@ -105,6 +108,7 @@ def spoil(
     count: Callable[[float], int],
     stars_then: pd.DataFrame,
     stars: pd.DataFrame,
+    psf: SkyPSF,
 ) -> Spoiled:
     """Plant the artefacts; what is light (ghosts, trails) is added to the expected electrons of `science` at once."""
     shape = (science.shape[0], science.shape[1])
@@ -113,7 +117,11 @@ def spoil(
     def found() -> bool:
         return bool(rng.random() < options.masked)
 
-    _dipoles(out, stars_then, stars, options.flux_ratio * (1 - options.clouds))
+    scale = options.flux_ratio * (1 - options.clouds)
+    _dipoles(out, stars_then, stars, scale)
+    # A star that has moved is a dipole already.
+    still = stars[stars_then["moved"].to_numpy() == 0]
+    _bad_subtractions(rng, science, out, still, psf, scale, count(options.bad_subtractions))
     for _ in range(count(options.ghosts)):
         _ghost(rng, science, out, options, found())
     for _ in range(options.trails):
@@ -154,6 +162,41 @@ def _dipoles(out: Spoiled, stars_then: pd.DataFrame, stars: pd.DataFrame, scale:
         # Nothing is wrong with the pixels, so that no mask can tell of it.
         row = _row("dipole", x, y, flux, star_flux=flux, length=then["moved"], angle=then["moved_angle"])
         out.add(near, Mask.SUSPECT, False, **row)
+
+
+def _bad_subtractions(
+    rng: np.random.Generator,
+    science: Image,
+    out: Spoiled,
+    stars: pd.DataFrame,
+    psf: SkyPSF,
+    scale: float,
+    n: int,
+) -> None:
+    """Give `n` of the brighter stars another width: what is left of them is a ring about a core of the other sign.
+
+    Colour, brightness (the detector's charges repel one another) and focus do so, by some per cent of the FWHM.
+    """
+    if not n:
+        return
+    height, width = science.shape
+    usable = (
+        stars["mag"].between(13.0, 17.0)
+        & stars["x"].between(8, width - 9)
+        & stars["y"].between(8, height - 9)
+    )
+    for i in rng.permutation(np.flatnonzero(usable))[:n]:
+        wider = 1 + float(rng.uniform(0.03, 0.2)) * float(rng.choice([-0.5, 1.0]))
+        star = stars.iloc[[i]][["x", "y", "flux"]]
+        flux = float(star["flux"].iloc[0]) * scale
+        other = dataclasses.replace(psf, fwhm=tuple(wider * c for c in psf.fwhm), _spectra={})
+        render(science, star.assign(flux=flux), other)
+        render(science, star.assign(flux=-flux), psf)
+        x, y = float(star["x"].iloc[0]), float(star["y"].iloc[0])
+        rows, columns = np.ogrid[:height, :width]
+        near = (columns - x) ** 2 + (rows - y) ** 2 < 5**2
+        # Nothing is wrong with the pixels, so that no mask can tell of it; no light was added either.
+        out.add(near, Mask.SUSPECT, False, **_row("bad_subtraction", x, y, 0.0, star_flux=flux))
 
 
 def _ghost(

@@ -28,6 +28,7 @@ ARTEFACTS = (
     "bleed",
     "ghost",
     "satellite_trail",
+    "bad_subtraction",
     "edge",
 )
 

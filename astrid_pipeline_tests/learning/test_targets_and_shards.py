@@ -16,7 +16,8 @@ from astrid_pipeline_tests.learning.helpers import toy_candidates, toy_differenc
 
 
 def _truth(**columns):
-    base = {"x": 20.3, "y": 14.6, "snr": 20.0, "snr_here": 20.0, "label": "transient", "usable": True}
+    base = {"x": 20.3, "y": 14.6, "snr": 20.0, "snr_here": 20.0, "label": "transient", "usable": True,
+            "length": np.nan, "angle": np.nan}  # fmt: skip
     return pd.DataFrame([{**base, **columns}])
 
 
@@ -43,6 +44,32 @@ def test_what_is_asked_for_and_what_does_not_count(change, asked, counts):
     target = render(_truth(**change), np.zeros((32, 40), np.uint8))
     assert (target.heat.max() == 1) == asked
     assert (target.weight[15, 20] == 1) == counts
+
+
+def test_the_heat_of_a_trail_is_longer_along_it():
+    trail = _truth(label="moving", length=18.0, angle=np.pi / 2)
+    heat = render(trail, np.zeros((32, 40), np.uint8)).heat[CLASSES.index("moving")]
+    assert heat[15, 20] == 1
+    long = np.hypot(1.5, 3.0)
+    assert heat[20, 20] == pytest.approx(np.exp(-(5.4**2 / long**2 + 0.3**2 / 1.5**2) / 2), rel=1e-5)
+    assert heat[15, 22] == pytest.approx(np.exp(-(0.4**2 / long**2 + 1.7**2 / 1.5**2) / 2), rel=1e-5)
+    # The length of what is no trail (a ghost's diameter, a star's proper motion) changes nothing.
+    point = render(_truth(length=18.0, angle=1.0), np.zeros((32, 40), np.uint8)).heat
+    np.testing.assert_array_equal(point, render(_truth(), np.zeros((32, 40), np.uint8)).heat)
+
+
+def test_a_mover_without_a_visible_trail_is_a_point():
+    difference, truth = toy_difference(4, sources=3)
+    fwhm = difference.psf.fwhm()
+    moved = truth.assign(kind="moving", length=[0.5 * fwhm, 1.01 * fwhm, 20.0], angle=0.0)
+    moved["class"] = "asteroid"
+    known = labelled_truth(moved, difference, "simulated")
+    assert list(known["label"]) == ["transient", "moving", "moving"]
+    assert set(known["kind"]) == {"asteroid"}
+    # Where nobody says how long it was, it is believed.
+    assert (
+        list(labelled_truth(truth.assign(kind="moving"), difference, "injected")["label"]) == ["moving"] * 3
+    )
 
 
 def test_a_part_of_an_image_has_the_target_of_the_whole():

@@ -23,6 +23,7 @@ EVERYTHING = {
     "hot_pixels": 40,
     "ghosts": 12,
     "dipoles": 30,
+    "bad_subtractions": 20,
     "trails": 1,
     "edges": 1,
     "gradient": 0.2,
@@ -80,7 +81,7 @@ def test_changes_keep_apart_and_off_the_border(rich):
 def test_the_mask_covers_what_it_is_said_to(masked):
     pair = simulate_pair(np.random.default_rng(2), **{**EVERYTHING, "masked": masked})
     artefacts = pair.truth[pair.truth["kind"] == "artefact"]
-    silent = pair.truth["class"].isin(["dipole", "bleed"])
+    silent = pair.truth["class"].isin(["dipole", "bad_subtraction", "bleed"])
     assert artefacts.loc[~silent, "masked"].mean() == pytest.approx(masked, abs=0.1)
     saturation = int(Mask.SATURATED | Mask.BLEED)
     assert ((pair.artefacts & ~int(Mask.SUSPECT)) != 0).sum() >= (pair.science.mask != 0).sum()
