@@ -134,6 +134,7 @@ def evaluate(
     import tempfile
 
     from astrid_pipeline.learning import ShardSet, build_shards, load_model
+    from astrid_pipeline.learning.data import SURVEY_CHANGES
     from astrid_pipeline.learning.evaluate import evaluate as measure
 
     detector = load_model(model)
@@ -143,7 +144,7 @@ def evaluate(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astrid-evaluate-")))
             build_shards(
-                folder, images, seed, workers=workers, split="evaluate",
+                folder, images, seed, workers=workers, split="evaluate", changes=SURVEY_CHANGES,
                 progress=lambda done, total: report("data", done, total, {}),
             )  # fmt: skip
         report("evaluation", 0, 1, {})

@@ -72,11 +72,27 @@ def _check(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floats
     return z, y
 
 
-def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Calibrator:
+def shift_prior(probability: npt.ArrayLike, ratio: float) -> Floats:
+    """Return probabilities for skies where real examples are `ratio` times as frequent, false ones as before.
+
+    Bayes: the odds are multiplied by the ratio (Saerens, Latinne & Decaestecker 2002, eq. 4, with the false ones' rate
+    unchanged).
+    """
+    p = np.asarray(probability, dtype=np.float64)
+    return ratio * p / (ratio * p + (1 - p))
+
+
+def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight: float = 1.0) -> Calibrator:
     """Return the calibrator of a `kind` that makes `labels` most likely.
 
     Platt's targets are drawn in from 0 and 1 as in Platt (1999), so that separable data do not give an infinite
     slope.
+
+    Parameters
+    ----------
+    real_weight:
+        What one real example counts for: the rate of real ones where the probabilities are to hold, over their rate
+        among the examples.
 
     Raises
     ------
@@ -84,12 +100,14 @@ def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Calibrator:
         If all labels are the same, or there is no such kind.
     """
     z, y = _check(logits, labels)
+    weight = np.where(y > 0, real_weight, 1.0)
+    weight /= weight.sum()
     if kind == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 
         # Nothing seen makes a probability of exactly 0 or 1: one miss among n + 2 is always possible.
         edge = 1.0 / (len(y) + 2)
-        model = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(z, y)
+        model = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(z, y, weight)
         return Calibrator(kind, np.stack([model.X_thresholds_, model.y_thresholds_]).astype(np.float64))
     if kind not in KINDS:
         raise ValueError(f"no calibration is called {kind!r}; there are {', '.join(KINDS)}")
@@ -102,8 +120,8 @@ def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Calibrator:
     def loss(p: Floats) -> tuple[float, Floats]:
         slope, shift = p[0], p[1] if free == 2 else 0.0
         value = slope * z + shift
-        residual = (sigmoid(value) - target) / len(z)
-        nll = float(np.mean(np.logaddexp(0, value) - target * value))
+        residual = (sigmoid(value) - target) * weight
+        nll = float(np.sum((np.logaddexp(0, value) - target * value) * weight))
         return nll, np.array([residual @ z, residual.sum()])[:free]
 
     best = minimize(loss, np.array([1.0, 0.0])[:free], jac=True, method="BFGS")
@@ -111,18 +129,21 @@ def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Calibrator:
     if (
         slope <= 0
     ):  # the classifier ranks no better than chance; keep the order it gave, and say the base rate
-        slope, shift = 1e-6, float(np.log((positive + 1) / (negative + 1)))
+        slope, shift = 1e-6, float(np.log((real_weight * positive + 1) / (negative + 1)))
     return Calibrator(kind, np.array([slope, shift]))
 
 
-def log_loss(probability: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return the mean negative log likelihood, in nats."""
+def log_loss(probability: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight: float = 1.0) -> float:
+    """Return the mean negative log likelihood, in nats; `real_weight` as in `fit`."""
     p = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
     y = np.asarray(labels).astype(bool)
-    return float(-np.mean(np.where(y, np.log(p), np.log1p(-p))))
+    loss = np.where(y, np.log(p), np.log1p(-p))
+    return float(-np.average(loss, weights=np.where(y, real_weight, 1.0)))
 
 
-def choose(logits: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, seed: int = 0) -> Calibrator:
+def choose(
+    logits: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, seed: int = 0, real_weight: float = 1.0
+) -> Calibrator:
     """Return the kind of calibrator with the least log loss in cross-validation, fitted to all of the data.
 
     Isotonic has as many parameters as the data allow; it is not considered below 1000 examples, where it copies
@@ -139,10 +160,10 @@ def choose(logits: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, seed
         for k in range(folds):
             train = fold != k
             if not 0 < y[train].sum() < train.sum():
-                return fit("platt", z, y)  # too few of one kind to compare
-            guess[~train] = fit(kind, z[train], y[train])(z[~train])
-        losses[kind] = log_loss(guess, y)
-    return fit(min(losses, key=lambda kind: losses[kind]), z, y)
+                return fit("platt", z, y, real_weight=real_weight)  # too few of one kind to compare
+            guess[~train] = fit(kind, z[train], y[train], real_weight=real_weight)(z[~train])
+        losses[kind] = log_loss(guess, y, real_weight=real_weight)
+    return fit(min(losses, key=lambda kind: losses[kind]), z, y, real_weight=real_weight)
 
 
 def reliability(probability: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15) -> Floats:

@@ -89,8 +89,10 @@ class Ensemble:
         return cls.from_parts(tensors, facts, path)
 
 
-def fit_ensemble(inputs: Floats, real: npt.ArrayLike, *, seed: int = 0) -> Ensemble:
+def fit_ensemble(inputs: Floats, real: npt.ArrayLike, *, seed: int = 0, real_weight: float = 1.0) -> Ensemble:
     """Return the stack fitted to (rows, `INPUTS`) of held-out peaks and whether each is real.
+
+    `real_weight` is that of `calibration.fit`.
 
     Raises
     ------
@@ -113,8 +115,8 @@ def fit_ensemble(inputs: Floats, real: npt.ArrayLike, *, seed: int = 0) -> Ensem
     spread[~(spread > 0)] = 1.0
     z = (inputs - mean) / spread
     z = np.where(np.isnan(z), 0.0, z)
-    model = LogisticRegression(C=1.0).fit(z, y)
+    model = LogisticRegression(C=1.0).fit(z, y, np.where(y, real_weight, 1.0))
     linear, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
-    calibrator = choose(z @ linear + bias, y, seed=seed)
+    calibrator = choose(z @ linear + bias, y, seed=seed, real_weight=real_weight)
     facts = {"real": int(y.sum()), "bogus": int((~y).sum()), "calibration": calibrator.kind}
     return Ensemble(mean, spread, linear, bias, calibrator, facts)

@@ -17,7 +17,13 @@ from astrid_pipeline.imaging.mask import names
 from astrid_pipeline.learning.channels import channels, unusable
 from astrid_pipeline.learning.detector import Detector, load_model
 from astrid_pipeline.learning.network import pick_device, predict, predict_batch
-from astrid_pipeline.learning.peaks import class_probabilities, find_peaks, join, unet_features
+from astrid_pipeline.learning.peaks import (
+    class_probabilities,
+    find_peaks,
+    join,
+    one_a_candidate,
+    unet_features,
+)
 from astrid_pipeline.learning.schema import CLASSES, DETECTIONS
 
 #: Side of the crops in which dropout is sampled: a multiple of the network's stride, the peak in its middle.
@@ -44,7 +50,8 @@ def peak_table(
     peak's pixel) and ``peak_distance`` (px to the candidate).
     """
     peaks = find_peaks(probability, bad, threshold)
-    row = join(peaks, candidates)
+    keep, row = one_a_candidate(peaks, candidates, join(peaks, candidates))
+    peaks, row = peaks[keep].reset_index(drop=True), row[keep]
     matched = candidates.reset_index(drop=True).reindex(np.where(row >= 0, row, -1))
     matched.index = peaks.index
     features = unet_features(peaks)

@@ -144,19 +144,53 @@ def join(peaks: pd.DataFrame, candidates: pd.DataFrame, radius: float = JOIN_RAD
     pairs = cKDTree(mine).sparse_distance_matrix(cKDTree(theirs), radius, output_type="ndarray")
     taken = np.zeros(len(candidates), bool)
     _take(joined, taken, pairs["i"], pairs["j"], pairs["v"])
-    if "trail" in candidates:
-        length = np.nan_to_num(candidates["trail"].to_numpy(float))
-        long = np.flatnonzero((length > 2 * radius) & ~taken)
-        rest = np.flatnonzero(joined < 0)
-        if len(long) and len(rest):
-            angle = np.deg2rad(np.nan_to_num(candidates["angle"].to_numpy(float)[long]))
-            offset = mine[rest][:, None] - theirs[long]
-            ux, uy = np.cos(angle), np.sin(angle)
-            along = np.clip(offset[..., 0] * ux + offset[..., 1] * uy, -length[long] / 2, length[long] / 2)
-            far = np.hypot(offset[..., 0] - along * ux, offset[..., 1] - along * uy)
-            i, j = np.nonzero(far <= radius)
-            _take(joined, taken, rest[i], long[j], np.hypot(offset[i, j, 0], offset[i, j, 1]))
+    long = np.flatnonzero(_trail_length(candidates) > 2 * radius)
+    rest = np.flatnonzero(joined < 0)
+    free = long[~taken[long]]
+    if len(free) and len(rest):
+        i, j = np.nonzero(_from_trails(mine[rest], candidates, free) <= radius)
+        _take(joined, taken, rest[i], free[j], np.hypot(*(mine[rest[i]] - theirs[free[j]]).T))
     return joined
+
+
+def one_a_candidate(
+    peaks: pd.DataFrame, candidates: pd.DataFrame, joined: npt.NDArray[np.int64], radius: float = JOIN_RADIUS
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return which peaks stay, and their candidates, once every trail has one peak only: its surest.
+
+    A network that is not sure of a long trail sees beads on it. `peaks` are in the order of their heat; those joined to
+    another candidate, which lies on the trail or crosses it, stay.
+    """
+    keep, joined = np.ones(len(peaks), bool), joined.copy()
+    trails = np.flatnonzero(_trail_length(candidates) > 2 * radius)
+    if not len(peaks) or not len(trails):
+        return keep, joined
+    near = _from_trails(peaks[["x", "y"]].to_numpy(float), candidates, trails) <= radius
+    for column, trail in enumerate(trails):
+        beads = np.flatnonzero(near[:, column] & keep & ((joined < 0) | (joined == trail)))
+        if len(beads):
+            keep[beads[1:]] = False
+            joined[beads] = trail
+    return keep, joined
+
+
+def _trail_length(candidates: pd.DataFrame) -> npt.NDArray[np.float64]:
+    if "trail" not in candidates:
+        return np.zeros(len(candidates))
+    return np.nan_to_num(candidates["trail"].to_numpy(float))
+
+
+def _from_trails(
+    places: npt.NDArray[np.float64], candidates: pd.DataFrame, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return (places, rows) distances in px of (x, y) places from the lines of candidates that are trails."""
+    table = candidates.iloc[rows]
+    half = _trail_length(table) / 2
+    angle = np.deg2rad(np.nan_to_num(table["angle"].to_numpy(float)))
+    offset = places[:, None] - table[["x", "y"]].to_numpy(float)
+    ux, uy = np.cos(angle), np.sin(angle)
+    along = np.clip(offset[..., 0] * ux + offset[..., 1] * uy, -half, half)
+    return np.hypot(offset[..., 0] - along * ux, offset[..., 1] - along * uy)
 
 
 def _take(

@@ -24,6 +24,7 @@ from astrid_pipeline.learning.second_stage import (
     fit_classical_on,
     fit_real_bogus_on,
     label_peaks,
+    real_weight,
 )
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.learning.train import train
@@ -82,6 +83,7 @@ def train_network(
                 "data_hash": result.data_hash,
                 "device": result.device,
                 "config": result.config.as_dict(),
+                "real_weight": real_weight(splits["held_out"]),
             },
             indent=1,
             default=str,
@@ -123,6 +125,7 @@ def train_ensemble(
         version=version,
         facts={key: facts[key] for key in ("steps", "joules", "energy_source", "data_hash")},
         seed=seed,
+        real_weight=float(facts["real_weight"]),
     )
     detector.save(out / "detector.safetensors")
     return detector

@@ -15,6 +15,7 @@ from astrid_pipeline.imaging.candidates import FEATURES
 from astrid_pipeline.learning import calibration
 from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.classical import Classical, fit_classical
+from astrid_pipeline.learning.data import SURVEY_CHANGES
 from astrid_pipeline.learning.detector import PEAK_THRESHOLD, Detector
 from astrid_pipeline.learning.ensemble import Ensemble, fit_ensemble
 from astrid_pipeline.learning.infer import peak_table
@@ -111,18 +112,44 @@ def fit_classical_on(peaks: pd.DataFrame, *, seed: int = 0) -> Classical:
     return fit_classical(real, tuple(FEATURES), seed=seed)
 
 
-def fit_ensemble_on(peaks: pd.DataFrame, detector: Detector, *, seed: int = 0) -> Ensemble:
+def real_weight(shards: ShardSet) -> float:
+    """Return how much a real peak of a set counts for, so that scores hold at `SURVEY_CHANGES` a megapixel.
+
+    Raises
+    ------
+    ModelError
+        If the set holds no change at all.
+    """
+    truth = shards.truth
+    changes = int((truth["label"].isin(CLASSES) & truth["usable"]).sum())
+    if not changes:
+        raise ModelError(
+            "the held-out images hold no true change", where="calibration", remedy="hold out more images"
+        )
+    return SURVEY_CHANGES * shards.megapixels / changes
+
+
+def fit_ensemble_on(
+    peaks: pd.DataFrame, detector: Detector, *, seed: int = 0, real_weight: float = 1.0
+) -> Ensemble:
     """Return the weights of a detector's parts, learned on peaks that none of them was fitted to."""
     clear = _clear(peaks)
-    return fit_ensemble(detector.stage_inputs(clear), clear["verdict"] == RIGHT, seed=seed)
+    real = clear["verdict"] == RIGHT
+    return fit_ensemble(detector.stage_inputs(clear), real, seed=seed, real_weight=real_weight)
 
 
-def threshold_for(score: np.ndarray, verdict: np.ndarray, precision: float = TARGET_PRECISION) -> float:
-    """Return the lowest score above which the precision holds; 0.5 where it is never reached."""
+def threshold_for(
+    score: np.ndarray, verdict: np.ndarray, precision: float = TARGET_PRECISION, *, real_weight: float = 1.0
+) -> float:
+    """Return the lowest score above which the precision holds; 0.5 where it is never reached.
+
+    With `real_weight` it is the precision where real ones are so many times as frequent.
+    """
     keep = verdict != NEITHER
     order = np.argsort(-score[keep], kind="stable")
     ranked, right = score[keep][order], (verdict[keep] == RIGHT)[order]
-    reached = np.flatnonzero(np.cumsum(right) / (np.arange(len(right)) + 1) >= precision)
+    good, bad = real_weight * np.cumsum(right), np.cumsum(~right)
+    reached = np.flatnonzero(good / (good + bad) >= precision)
     return float(ranked[reached[-1]]) if len(reached) else 0.5
 
 
@@ -168,6 +195,7 @@ def fit_detector(
         version=version,
         facts=facts,
         seed=seed,
+        real_weight=real_weight(held_out),
     )
 
 
@@ -181,6 +209,7 @@ def assemble_detector(
     version: str,
     facts: Mapping[str, Any] | None = None,
     seed: int = 0,
+    real_weight: float = 1.0,
 ) -> Detector:
     """Return a detector of fitted parts: calibration, ensemble and threshold found on `held_out` peaks.
 
@@ -188,6 +217,8 @@ def assemble_detector(
     ----------
     held_out:
         `label_peaks` of images that no part was trained on.
+    real_weight:
+        What the function `real_weight` says of those images.
 
     Raises
     ------
@@ -203,9 +234,15 @@ def assemble_detector(
             where="calibration",
             remedy="train longer, or hold out more images",
         )
-    calibrator = calibration.choose(calibration.logit(clear["unet_raw"]), real, seed=seed)
+    calibrator = calibration.choose(
+        calibration.logit(clear["unet_raw"]), real, seed=seed, real_weight=real_weight
+    )
     detector = Detector(network, name, version, calibrator, threshold=0.5, facts=dict(facts or {}))
     detector = detector.replace(real_bogus=real_bogus, classical=classical)
-    detector = detector.replace(ensemble=fit_ensemble_on(held_out, detector, seed=seed))
+    detector = detector.replace(
+        ensemble=fit_ensemble_on(held_out, detector, seed=seed, real_weight=real_weight)
+    )
     score = detector.score(held_out)["score"].to_numpy()
-    return detector.replace(threshold=threshold_for(score, held_out["verdict"].to_numpy()))
+    return detector.replace(
+        threshold=threshold_for(score, held_out["verdict"].to_numpy(), real_weight=real_weight)
+    )

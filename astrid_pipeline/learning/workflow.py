@@ -14,7 +14,7 @@ import torch
 from astrid_pipeline.errors import ConfigError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.card import model_card
-from astrid_pipeline.learning.data import build_shards
+from astrid_pipeline.learning.data import SURVEY_CHANGES, build_shards
 from astrid_pipeline.learning.detector import Detector
 from astrid_pipeline.learning.evaluate import Evaluation, evaluate
 from astrid_pipeline.learning.second_stage import fit_detector
@@ -28,6 +28,9 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 #: Images of the other splits for each training image: a second set for real/bogus, one for calibration and weights,
 #: one that is looked at only once, at the end.
 _SHARES = {"second": 0.25, "held_out": 0.2, "test": 0.25}
+
+#: Splits whose skies hold `SURVEY_CHANGES` a megapixel: what says how probable, and how good. Others hold more, to learn.
+_AS_ON_THE_SKY = ("held_out", "test")
 
 #: A full training's images; 400 of 512² are 105 megapixels, some 12 000 changes.
 FULL_IMAGES = 400
@@ -122,6 +125,7 @@ def run_training(
             workers,
             lambda done, total, split=split: tell(f"data: {split}", done, total, {}),  # type: ignore[misc]
             split=split,
+            changes=SURVEY_CHANGES if split in _AS_ON_THE_SKY else None,
         )
         sets[split] = ShardSet(folder)
     seconds["data"] = time.perf_counter() - began

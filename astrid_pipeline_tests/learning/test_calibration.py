@@ -12,6 +12,7 @@ from astrid_pipeline.learning.calibration import (
     expected_calibration_error,
     fit,
     log_loss,
+    shift_prior,
     sigmoid,
 )
 
@@ -106,3 +107,23 @@ def test_kept_and_read_again_it_says_the_same(seed, kind):
     again = Calibrator.from_tensors(made.tensors("x."), "x.")
     np.testing.assert_array_equal(made(z), again(z))
     assert ((made(z) >= 0) & (made(z) <= 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_weights_calibrate_for_skies_with_fewer_real_ones(kind):
+    z, y = _sample(60000, 1.0, 0.0, seed=5)
+    # A sky with a tenth of the real ones: the rest are left out at random.
+    rng = np.random.default_rng(6)
+    kept = ~y | (rng.random(len(y)) < 0.1)
+    weighted = fit(kind, z, y, real_weight=0.1)
+    assert expected_calibration_error(weighted(z[kept]), y[kept]) < 0.012
+    assert expected_calibration_error(fit(kind, z, y)(z[kept]), y[kept]) > 0.1
+    # Bayes says the same of the probabilities of the full sky.
+    at = np.linspace(-2, 2, 9)
+    np.testing.assert_allclose(weighted(at), shift_prior(sigmoid(at), 0.1), atol=0.05)
+
+
+def test_a_prior_of_one_changes_nothing_and_shifts_add_up():
+    p = np.array([0.0, 0.2, 0.9, 1.0])
+    np.testing.assert_allclose(shift_prior(p, 1.0), p)
+    np.testing.assert_allclose(shift_prior(shift_prior(p, 0.05), 20.0), p, atol=1e-12)

@@ -89,6 +89,9 @@ def test_threshold_is_the_lowest_that_keeps_the_precision():
     assert threshold_for(score, verdict, 0.95) == 0.8
     assert threshold_for(score, verdict, 0.75) == 0.6
     assert threshold_for(score, np.zeros(5, int), 0.9) == 0.5
+    # Three right and one false are 6 to 1 where real ones are twice as frequent.
+    assert threshold_for(score, verdict, 0.8) == 0.8
+    assert threshold_for(score, verdict, 0.8, real_weight=2.0) == 0.6
 
 
 def test_the_card_says_the_figures(shards, detector):

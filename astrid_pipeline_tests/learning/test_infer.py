@@ -15,7 +15,7 @@ from astrid_pipeline.learning.calibration import Calibrator
 from astrid_pipeline.learning.channels import squeeze_score
 from astrid_pipeline.learning.detector import Detector
 from astrid_pipeline.learning.infer import detect
-from astrid_pipeline.learning.peaks import find_peaks, join
+from astrid_pipeline.learning.peaks import find_peaks, join, one_a_candidate
 from astrid_pipeline.learning.schema import CLASSES, DETECTIONS
 from astrid_pipeline_tests.learning.helpers import toy_difference
 
@@ -198,6 +198,22 @@ def test_a_peak_on_a_trail_is_joined_with_it():
     assert join(peaks, candidates).tolist() == [0, -1]
     assert join(peaks, candidates.assign(angle=0.0)).tolist() == [-1, -1]
     assert join(peaks, candidates.assign(trail=5.0)).tolist() == [-1, -1]
+
+
+def test_beads_on_a_trail_are_one_detection():
+    candidates = pd.DataFrame(
+        {
+            "x": [50.0, 80.0, 44.0],
+            "y": [50.0, 20.0, 50.5],
+            "trail": [20.0, 0.0, 0.0],
+            "angle": [0.0, 0.0, 0.0],
+        }
+    )
+    # By falling heat: a bead at the trail's end, its middle, a star on the trail with a candidate of its own, one off it.
+    peaks = pd.DataFrame({"x": [59.0, 50.5, 44.0, 50.0, 80.2], "y": [51.0, 50.0, 50.5, 58.0, 20.0]})
+    keep, joined = one_a_candidate(peaks, candidates, join(peaks, candidates))
+    assert list(keep) == [True, False, True, True, True]
+    assert list(joined[keep]) == [0, 2, -1, 1]
 
 
 def test_the_nearest_pair_is_joined_first_and_each_once():
