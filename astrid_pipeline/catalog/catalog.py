@@ -18,6 +18,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from astrid_pipeline.catalog import migrate, sky
+from astrid_pipeline.catalog.association import RADIUS_ARCSEC, RADIUS_PX
+from astrid_pipeline.catalog.fields import as_field, field_id_of, field_query
 from astrid_pipeline.catalog.models import (
     Base,
     Candidate,
@@ -31,7 +33,10 @@ from astrid_pipeline.catalog.models import (
     TrainingDataset,
     TrainingRun,
 )
-from astrid_pipeline.catalog.rows import finite, plain, write_rows
+from astrid_pipeline.catalog.objects import associate_night
+from astrid_pipeline.catalog.review_models import LightCurvePoint, ModelRun, SkyObject, Source, Track
+from astrid_pipeline.catalog.rows import finite, keep_model_runs, plain, write_rows
+from astrid_pipeline.catalog.sources import keep_sources
 from astrid_pipeline.errors import ConfigError, ServiceError
 
 if TYPE_CHECKING:
@@ -81,8 +86,15 @@ class Catalog:
             raise failure from error
 
     @contextmanager
-    def _transaction(self, what: str) -> Iterator[Connection]:
+    def transaction(self, what: str) -> Iterator[Connection]:
+        """Give a connection whose work is kept as a whole, or not at all; `what` is said where it fails."""
         with self._failing(what), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[Connection]:
+        """Give a connection to ask with."""
+        with self._failing(what), self.engine.connect() as connection:
             yield connection
 
     # -- fields ------------------------------------------------------------------------------------------
@@ -97,7 +109,7 @@ class Catalog:
             "site_longitude": field.site_longitude,
             "reference": field.reference,
         }
-        with self._transaction(f"add field {field.name}") as connection:
+        with self.transaction(f"add field {field.name}") as connection:
             connection.execute(upsert(Survey).values(name=field.archive).on_conflict_do_nothing())
             survey = connection.scalar(select(Survey.id).where(Survey.name == field.archive))
             values["survey_id"] = survey
@@ -109,9 +121,9 @@ class Catalog:
 
     def fields(self) -> list[Field]:
         """Return all fields, sorted by name."""
-        with self._transaction("list the fields") as connection:
-            rows = connection.execute(_field_query().order_by(SkyField.name)).all()
-        return [_field(row) for row in rows]
+        with self.transaction("list the fields") as connection:
+            rows = connection.execute(field_query().order_by(SkyField.name)).all()
+        return [as_field(row) for row in rows]
 
     def field(self, name: str) -> Field:
         """Return a field.
@@ -121,17 +133,20 @@ class Catalog:
         ConfigError
             If there is none of that name.
         """
-        with self._transaction(f"look up field {name}") as connection:
-            row = connection.execute(_field_query().where(SkyField.name == name)).one_or_none()
+        with self.transaction(f"look up field {name}") as connection:
+            row = connection.execute(field_query().where(SkyField.name == name)).one_or_none()
         if row is None:
             raise ConfigError("there is no such field", where=name, remedy="add it with `astrid field add`")
-        return _field(row)
+        return as_field(row)
 
     def remove_field(self, name: str) -> None:
-        """Remove a field with all its rows; its products stay in the store."""
-        with self._transaction(f"remove field {name}") as connection:
-            field_id = _field_id(connection, name)
-            for model in (Candidate, Detection, Observation, DifferenceRun, PreprocessRun, Reference):
+        """Remove a field with all its rows; its products stay in the store, people's labels in the catalogue."""
+        with self.transaction(f"remove field {name}") as connection:
+            field_id = field_id_of(connection, name)
+            for model in (
+                *(Track, LightCurvePoint, Source, SkyObject, ModelRun),
+                *(Candidate, Detection, Observation, DifferenceRun, PreprocessRun, Reference),
+            ):
                 connection.execute(delete(model).where(model.field_id == field_id))
             connection.execute(delete(SkyField).where(SkyField.id == field_id))
 
@@ -146,8 +161,11 @@ class Catalog:
         candidates: pd.DataFrame,
         detections: pd.DataFrame,
         run_id: str,
+        pixel_scale: float | None = None,
     ) -> None:
         """Replace all rows of a field and night in one transaction; earlier runs become `superseded`.
+
+        The night's detections join objects, and what people said of its sources stays (`sources`, `objects`).
 
         Parameters
         ----------
@@ -157,6 +175,8 @@ class Catalog:
             The products' tables. Columns without one of their own in the catalogue go to `features`.
         run_id:
             The Dagster run that made them.
+        pixel_scale:
+            Arcsec a pixel: where pixels are coarse, detections further apart are still of one object.
 
         Raises
         ------
@@ -166,8 +186,8 @@ class Catalog:
             If PostgreSQL does not answer or refuses a row; the older rows are then untouched.
         """
         date = dt.date.fromisoformat(str(night))
-        with self._transaction(f"keep the rows of {field} {date}") as connection:
-            field_id = _field_id(connection, field)
+        with self.transaction(f"keep the rows of {field} {date}") as connection:
+            field_id = field_id_of(connection, field)
             # Two runs of one partition at once: the second waits, then replaces what the first has written.
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(hashtext('astrid-night'), hashtext(:key))"),
@@ -176,7 +196,7 @@ class Catalog:
             shared = {"field_id": field_id, "night": date}
             for model in (Detection, Candidate, Observation):
                 connection.execute(delete(model).where(model.field_id == field_id, model.night == date))
-            for run in (PreprocessRun, DifferenceRun):
+            for run in (PreprocessRun, DifferenceRun, ModelRun):
                 connection.execute(
                     update(run).where(run.field_id == field_id, run.night == date).values(status="superseded")
                 )
@@ -193,6 +213,10 @@ class Catalog:
             write_rows(connection, Observation, observations, {**shared, "preprocess_run_id": preprocess})
             write_rows(connection, Candidate, candidates, {**shared, "difference_run_id": difference})
             write_rows(connection, Detection, detections, {**shared, "difference_run_id": difference})
+            keep_model_runs(connection, detections, {**shared, "difference_run_id": difference}, run_id)
+            keep_sources(connection, field_id, field, date, candidates, detections)
+            radius = max(RADIUS_ARCSEC, RADIUS_PX * (finite(pixel_scale) or 0.0))
+            associate_night(connection, field_id, date, radius)
 
     def replace_references(self, field: str, references: Iterable[Mapping[str, Any]], run_id: str) -> None:
         """Replace what is known of a field's references.
@@ -200,8 +224,8 @@ class Catalog:
         Each has `reference_id`, `filter`, `valid_from` (YYYY-MM-DD), `exposure_ids`, and may have `depth` and
         `coverage`.
         """
-        with self._transaction(f"keep the references of {field}") as connection:
-            field_id = _field_id(connection, field)
+        with self.transaction(f"keep the references of {field}") as connection:
+            field_id = field_id_of(connection, field)
             connection.execute(delete(Reference).where(Reference.field_id == field_id))
             rows = [
                 {
@@ -245,7 +269,7 @@ class Catalog:
             "created_by": created_by,
             "status": status,
         }
-        with self._transaction(f"record dataset {name}") as connection:
+        with self.transaction(f"record dataset {name}") as connection:
             identity = connection.scalar(
                 upsert(TrainingDataset)
                 .values(name=name, **values)
@@ -270,7 +294,7 @@ class Catalog:
         completed_at: dt.datetime | None = None,
     ) -> None:
         """Record a training run, or what has become of it since."""
-        with self._transaction(f"record the training of {model}") as connection:
+        with self.transaction(f"record the training of {model}") as connection:
             dataset_id = None
             if dataset is not None:
                 dataset_id = connection.scalar(
@@ -325,7 +349,7 @@ class Catalog:
             .join(SkyField, SkyField.id == model.field_id)
             .where(inside)
         )
-        with self._failing("search the catalogue"), self.engine.connect() as connection:
+        with self.reading("search the catalogue") as connection:
             found = pd.read_sql(query, connection)
         found["separation"] = 3600.0 * sky.separation(
             ra, dec, found["ra"].astype(float), found["dec"].astype(float)
@@ -334,7 +358,7 @@ class Catalog:
 
     def status(self) -> dict[str, int]:
         """Return how many rows each table has (superseded runs left out)."""
-        with self._transaction("count the rows") as connection:
+        with self.transaction("count the rows") as connection:
             counts = {}
             for table in Base.metadata.sorted_tables:
                 query = select(func.count()).select_from(table)
@@ -361,35 +385,5 @@ class Catalog:
         )
         if field is not None:
             query = query.where(SkyField.name == field)
-        with self._failing("list the nights"), self.engine.connect() as connection:
+        with self.reading("list the nights") as connection:
             return pd.read_sql(query, connection)
-
-
-def _field_query() -> Any:
-    return select(
-        SkyField.name,
-        SkyField.ra,
-        SkyField.dec,
-        SkyField.radius,
-        SkyField.filters,
-        Survey.name.label("archive"),
-        SkyField.site_longitude,
-        SkyField.reference,
-    ).join(Survey, Survey.id == SkyField.survey_id)
-
-
-def _field(row: Any) -> Field:
-    from astrid_pipeline.archives.base import Field
-
-    values = dict(row._mapping)
-    for name in ("ra", "dec"):
-        values[name] = math.nan if values[name] is None else values[name]
-    values["filters"] = tuple(values["filters"])
-    return Field(**values)
-
-
-def _field_id(connection: Connection, name: str) -> int:
-    identity = connection.scalar(select(SkyField.id).where(SkyField.name == name))
-    if identity is None:
-        raise ConfigError("there is no such field", where=name, remedy="add it with `astrid field add`")
-    return int(identity)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import insert
+from sqlalchemy import insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from astrid_pipeline.catalog import sky
+from astrid_pipeline.catalog.review_models import ModelRun, ModelVersion
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -42,6 +44,27 @@ def write_rows(
         for row, extra in zip(rows, table[others].to_dict(orient="records"), strict=True):
             row["features"] = plain(extra)
     connection.execute(insert(model.__table__), [{**row, **shared} for row in rows])
+
+
+def keep_model_runs(
+    connection: Connection, detections: pd.DataFrame, shared: Mapping[str, Any], run_id: str
+) -> None:
+    """Note which versions of which models judged a field and night, as far as their detections tell."""
+    if not len(detections) or "model_version" not in detections:
+        return
+    for (name, version), mine in detections.groupby(["model_name", "model_version"]):
+        model = {"name": str(name), "version": str(version)}
+        connection.execute(upsert(ModelVersion).values(**model).on_conflict_do_nothing())
+        identity = connection.scalar(
+            select(ModelVersion.id).where(
+                ModelVersion.name == model["name"], ModelVersion.version == model["version"]
+            )
+        )
+        connection.execute(
+            insert(ModelRun).values(
+                **shared, model_id=identity, dagster_run_id=run_id, status="success", detections=len(mine)
+            )
+        )
 
 
 def plain(values: Mapping[Any, Any]) -> dict[str, Any]:

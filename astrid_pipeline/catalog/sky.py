@@ -67,3 +67,36 @@ def cone_ranges(ra: float, dec: float, radius: float) -> list[tuple[int, int]]:
     first = pixels[np.concatenate([[0], breaks + 1])]
     last = pixels[np.concatenate([breaks, [len(pixels) - 1]])]
     return [(int(a) << shift, ((int(b) + 1) << shift) - 1) for a, b in zip(first, last, strict=True)]
+
+
+def many_cone_ranges(
+    ra: npt.ArrayLike, dec: npt.ArrayLike, radius: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return ranges of `hpx29` that cover small cones of one radius (degrees) about many finite positions.
+
+    Each cone is covered by the pixel of its centre and its eight neighbours, of an order whose pixels are at least
+    twice as wide as the radius: the narrowest pixel of an order has 0.5 of the mean width.
+
+    Returns
+    -------
+    index, first, last:
+        Number of the position, and the bounds of its ranges, both included.
+    """
+    from astropy import units as u
+
+    order = int(np.clip(math.floor(math.log2(58.6 / max(2.0 * radius, 1e-7))), 0, ORDER))
+    grid = _healpix(order)
+    lon, lat = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
+    centre = np.asarray(grid.lonlat_to_healpix(lon * u.deg, lat * u.deg), np.int64)
+    around = np.vstack([centre[None], np.asarray(grid.neighbours(centre), np.int64)])
+    number = np.broadcast_to(np.arange(len(lon)), around.shape)
+    # Where eight base pixels meet in seven, a neighbour is missing (-1).
+    pixels, number = around[around >= 0], number[around >= 0]
+    by = np.lexsort((pixels, number))
+    pixels, number = pixels[by], number[by]
+    fresh = np.ones(len(pixels), bool)
+    fresh[1:] = (number[1:] != number[:-1]) | (pixels[1:] > pixels[:-1] + 1)
+    start = np.flatnonzero(fresh)
+    stop = np.append(start[1:], len(pixels)) - 1
+    shift = 2 * (ORDER - order)
+    return number[start].astype(np.int64), pixels[start] << shift, ((pixels[stop] + 1) << shift) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from astrid_pipeline.catalog import review_models  # noqa: F401  # its tables are part of the metadata
 from astrid_pipeline.catalog.models import Base
 
 connection = context.config.attributes["connection"]

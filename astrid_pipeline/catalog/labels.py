@@ -1,0 +1,308 @@
+"""People's labels: events that are only ever added, and what follows from them.
+
+The rule of consensus: of each person the latest standing verdict on a source counts, all alike. Verdicts of `unsure`
+are no votes. With votes, the source is `real` or `bogus` if at least two thirds agree, else `disputed`; without, it is
+`unsure` if somebody said so, else `unseen`. Its class is the one that most of those who said `real` named.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from astrid_pipeline.catalog.models import Detection, SkyField
+from astrid_pipeline.catalog.review_models import VERDICTS, SkyObject, Source, ValidationEvent
+from astrid_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from astrid_pipeline.catalog.catalog import Catalog
+
+#: Share of the votes that must agree: one dissenter among three does not undo the others, one among two does.
+AGREEMENT = Fraction(2, 3)
+#: What a source can be called, in the order of the keys 1-9.
+LABEL_CLASSES = (
+    "supernova",
+    "variable star",
+    "moving object",
+    "nova",
+    "AGN",
+    "flare",
+    "artefact",
+    "cosmic ray",
+    "bad subtraction",
+)
+
+
+class NoSuchSourceError(ConfigError):
+    """There is no source, label or object of that name."""
+
+
+class NotYoursError(ConfigError):
+    """A label can only be undone by the person who gave it."""
+
+
+def standing(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return each person's latest verdict that was not undone; `events` in the order of their ids."""
+    given = list(events)
+    undone = {event["undoes"] for event in given if event["undoes"] is not None}
+    latest: dict[str, Mapping[str, Any]] = {}
+    for event in given:
+        if event["verdict"] is not None and event["id"] not in undone:
+            latest[event["who"]] = event
+    return list(latest.values())
+
+
+def consensus_of(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return `state`, `label_class`, `labels`, `agreement`, `labelled_at` that follow from standing verdicts."""
+    votes = Counter(event["verdict"] for event in events if event["verdict"] != "unsure")
+    total = sum(votes.values())
+    state, agreement = ("unsure", None) if events else ("unseen", None)
+    if total:
+        verdict, count = votes.most_common(1)[0]
+        agreement = count / total
+        state = verdict if Fraction(count, total) >= AGREEMENT else "disputed"
+    classes = Counter(e["class"] for e in events if e["class"] and e["verdict"] == state)
+    return {
+        "state": state,
+        "label_class": classes.most_common(1)[0][0] if classes else None,
+        "labels": len(events),
+        "agreement": agreement,
+        "labelled_at": max((event["at"] for event in events), default=None),
+    }
+
+
+def record(
+    catalog: Catalog,
+    source_id: int,
+    *,
+    who: str,
+    verdict: str,
+    token: str,
+    class_name: str | None = None,
+    confidence: float | None = None,
+    note: str | None = None,
+) -> dict[str, Any]:
+    """Keep a person's verdict on a source and return the event, with the source's new `state`.
+
+    Parameters
+    ----------
+    token:
+        Made by the client for this decision; sent again (a lost answer, a server that was restarted), it is kept once.
+
+    Raises
+    ------
+    NoSuchSourceError
+        If there is no such source.
+    ConfigError
+        If the verdict is none.
+    """
+    if verdict not in VERDICTS:
+        raise ConfigError("not a verdict", where=verdict, remedy=f"use one of {', '.join(VERDICTS)}")
+    with catalog.transaction("keep a label") as connection:
+        source = _locked_source(connection, Source.id == source_id, str(source_id))
+        event = {
+            **_about(connection, source),
+            "token": token,
+            "who": who,
+            "verdict": verdict,
+            "class": class_name,
+            "confidence": confidence,
+            "note": note,
+        }
+        return _added(connection, source, event)
+
+
+def undo(catalog: Catalog, event_id: int, *, who: str, token: str) -> dict[str, Any]:
+    """Withdraw one's own verdict by another event; the verdict itself stays in the record.
+
+    Raises
+    ------
+    NoSuchSourceError, NotYoursError
+        If there is no such verdict, or another person gave it.
+    """
+    with catalog.transaction("undo a label") as connection:
+        given = (
+            connection.execute(
+                select(*ValidationEvent.__table__.c).where(
+                    ValidationEvent.id == event_id, ValidationEvent.verdict.is_not(None)
+                )
+            )
+            .mappings()
+            .one_or_none()
+        )
+        if given is None:
+            raise NoSuchSourceError("there is no such verdict", where=str(event_id))
+        if given["who"] != who:
+            raise NotYoursError(f"{given['who']} gave this verdict", where=str(event_id))
+        source = _locked_source(connection, Source.key == given["source_key"], given["source_key"])
+        event = {
+            **_about(connection, source),
+            "token": token,
+            "who": who,
+            "verdict": None,
+            "undoes": event_id,
+        }
+        return _added(connection, source, event)
+
+
+def _locked_source(connection: Connection, condition: Any, name: str) -> Mapping[str, Any]:
+    # Locked, so that two people's verdicts on one source are counted one after the other.
+    row = (
+        connection.execute(select(*Source.__table__.c).where(condition).with_for_update())
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise NoSuchSourceError("there is no such source", where=name)
+    return dict(row)
+
+
+def _about(connection: Connection, source: Mapping[str, Any]) -> dict[str, Any]:
+    field = connection.scalar(select(SkyField.name).where(SkyField.id == source["field_id"]))
+    name = None
+    if source["object_id"] is not None:
+        name = connection.scalar(select(SkyObject.name).where(SkyObject.id == source["object_id"]))
+    same = ("night", "exposure_id", "x", "y", "ra", "dec", "injected", "score", "model_name", "model_version")
+    return {
+        "source_key": source["key"],
+        "field": field,
+        "object_name": name,
+        **{column: source[column] for column in same},
+    }
+
+
+def _added(connection: Connection, source: Mapping[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
+    table: Any = ValidationEvent.__table__
+    # A token or an undoing that is there already adds nothing.
+    identity = connection.scalar(
+        upsert(table).values(**event).on_conflict_do_nothing().returning(ValidationEvent.id)
+    )
+    query = select(*table.c).where(table.c.token == event["token"])
+    if identity is None and event.get("undoes") is not None:
+        query = select(*table.c).where(table.c.undoes == event["undoes"])
+    kept = dict(connection.execute(query).mappings().one())
+    events = connection.execute(
+        select(*table.c).where(table.c.source_key == source["key"]).order_by(table.c.id)
+    ).mappings()
+    consensus = consensus_of(standing([dict(row) for row in events]))
+    if identity is not None:
+        connection.execute(update(Source).where(Source.id == source["id"]).values(**consensus))
+        if source["detection_id"] is not None:
+            connection.execute(
+                update(Detection)
+                .where(
+                    Detection.field_id == source["field_id"],
+                    Detection.night == source["night"],
+                    Detection.detection_id == source["detection_id"],
+                )
+                .values(is_validated=consensus["state"] in ("real", "bogus"))
+            )
+    return {**kept, "source_id": source["id"], "state": consensus["state"], "labels": consensus["labels"]}
+
+
+def history(catalog: Catalog, key: str) -> list[dict[str, Any]]:
+    """Return all events of a source, oldest first; `undone` tells whether one was withdrawn."""
+    table = ValidationEvent.__table__
+    with catalog.reading("look up labels") as connection:
+        events = [
+            dict(row)
+            for row in connection.execute(
+                select(*table.c).where(table.c.source_key == key).order_by(table.c.id)
+            ).mappings()
+        ]
+    undone = {event["undoes"] for event in events}
+    return [{**event, "undone": event["id"] in undone} for event in events]
+
+
+def events(
+    catalog: Catalog,
+    *,
+    since: dt.datetime | None = None,
+    after: int = 0,
+    who: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return label events in the order of their ids, from `after` on, of a person or since a time."""
+    table = ValidationEvent.__table__
+    query = select(*table.c).where(table.c.id > after).order_by(table.c.id)
+    if since is not None:
+        query = query.where(table.c.at >= since)
+    if who is not None:
+        query = query.where(table.c.who == who)
+    with catalog.reading("list labels") as connection:
+        return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
+def scanners(catalog: Catalog, since: dt.datetime | None = None) -> pd.DataFrame:
+    """Return how each person does: verdicts, injections shown, those called real, the share with its 68 % interval.
+
+    Injections are real by construction: the share called real is the person's completeness.
+    """
+    from astropy.stats import binom_conf_interval
+
+    rows = []
+    given = pd.DataFrame(events(catalog, since=since))
+    if not len(given):
+        return pd.DataFrame(columns=["who", "verdicts", "injections", "found", "completeness", "low", "high"])
+    undone = set(given["undoes"].dropna())
+    given = given[given["verdict"].notna() & ~given["id"].isin(undone)]
+    for who, mine in given.groupby("who"):
+        latest = mine.drop_duplicates("source_key", keep="last")
+        shown = latest[latest["injected"]]
+        n, k = len(shown), int((shown["verdict"] == "real").sum())
+        low, high = binom_conf_interval(k, n, interval="wilson") if n else (None, None)
+        rows.append(
+            {
+                "who": who,
+                "verdicts": len(latest),
+                "injections": n,
+                "found": k,
+                "completeness": k / n if n else None,
+                "low": low,
+                "high": high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def kappa(catalog: Catalog, since: dt.datetime | None = None) -> tuple[float | None, int]:
+    """Return Fleiss' kappa of real against bogus over sources that two or more people voted on, and their number.
+
+    Fleiss (1971), with the mean over sources of the share of agreeing pairs, so that numbers of voters may differ;
+    None where fewer than two sources have two votes, or all votes are alike and chance agreement is 1.
+    """
+    given = events(catalog, since=since)
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for event in given:
+        by_source.setdefault(event["source_key"], []).append(event)
+    counts = []
+    for mine in by_source.values():
+        votes = Counter(e["verdict"] for e in standing(mine) if e["verdict"] != "unsure")
+        if sum(votes.values()) >= 2:
+            counts.append((votes["real"], votes["bogus"]))
+    if len(counts) < 2:
+        return None, len(counts)
+    return fleiss_kappa(counts), len(counts)
+
+
+def fleiss_kappa(counts: Sequence[tuple[int, ...]]) -> float | None:
+    """Return Fleiss' kappa of a table (source, category) of votes, two or more a source."""
+    agree = []
+    totals: Counter[int] = Counter()
+    for row in counts:
+        n = sum(row)
+        agree.append(sum(c * (c - 1) for c in row) / (n * (n - 1)))
+        totals.update(dict(enumerate(row)))
+    everything = sum(totals.values())
+    chance = sum((count / everything) ** 2 for count in totals.values())
+    observed = sum(agree) / len(agree)
+    return None if chance >= 1 else (observed - chance) / (1 - chance)
