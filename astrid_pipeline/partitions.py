@@ -6,6 +6,7 @@ instrument-night `instrument|night`.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import date
 
@@ -21,12 +22,15 @@ NIGHTS = dg.DailyPartitionsDefinition(start_date=get_settings().first_night.isof
 FIELD_NIGHTS = dg.MultiPartitionsDefinition({"field": FIELDS, "night": NIGHTS})
 INSTRUMENT_NIGHTS = dg.MultiPartitionsDefinition({"instrument": INSTRUMENTS, "night": NIGHTS})
 
-#: A field's nights all belong to the field's references, and the other way round.
-FIELD_OF_NIGHT = dg.MultiToSingleDimensionPartitionMapping("field")
-#: The masters of any instrument of the same night.
-SAME_NIGHT = dg.MultiPartitionMapping(
-    {"night": dg.DimensionPartitionMapping("night", dg.IdentityPartitionMapping())}
-)
+with warnings.catch_warnings():
+    # Dagster calls these mappings beta, in every process that loads the definitions; its version is pinned.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    #: A field's nights all belong to the field's references, and the other way round.
+    FIELD_OF_NIGHT = dg.MultiToSingleDimensionPartitionMapping("field")
+    #: The masters of any instrument of the same night.
+    SAME_NIGHT = dg.MultiPartitionMapping(
+        {"night": dg.DimensionPartitionMapping("night", dg.IdentityPartitionMapping())}
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from astrid_pipeline.assets.common import (
     GPU_POOL,
     GPU_TAGS,
     OWNERS,
+    median_of,
     number,
     outcome_metadata,
     picture,
@@ -21,6 +22,7 @@ from astrid_pipeline.assets.common import (
 )
 from astrid_pipeline.learning.schema import DETECTIONS
 from astrid_pipeline.night.alerts import ALERTS, MIN_SCORE
+from astrid_pipeline.night.differences import MIN_SNR
 from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
@@ -28,6 +30,15 @@ from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.store import StoreResource
 from astrid_pipeline.tables import concat
 from astrid_pipeline.versions import code_version
+
+
+class DetectionConfig(dg.Config):
+    """Which finds of the model are kept."""
+
+    min_snr: float = Field(
+        default=MIN_SNR,
+        description="|S/N| from which a find is kept; below the candidates' threshold, the network's own finds count",
+    )
 
 
 class AlertConfig(dg.Config):
@@ -52,6 +63,7 @@ class AlertConfig(dg.Config):
 )
 def detections(
     context: dg.AssetExecutionContext,
+    config: DetectionConfig,
     detector: DetectorResource,
     catalogue: CatalogueResource,
     observations: pd.DataFrame,
@@ -63,12 +75,14 @@ def detections(
     The U-Net looks at whole difference images; its peaks are joined to the candidates, weighed by the
     real/bogus classifier and the anomaly detectors, and written to the catalogue.
     """
-    from astrid_pipeline.night.differences import detect_night
+    from astrid_pipeline.night.differences import detect_night, meta_of
 
     part = FieldNight.of(context)
     started = time.perf_counter()
     model = detector.champion()
-    outcome = detect_night(difference_images, candidates, model, detector.device, context.log.info)
+    outcome = detect_night(
+        difference_images, candidates, model, detector.device, context.log.info, config.min_snr
+    )
     table = concat(DETECTIONS, outcome.products.values())
     catalogue.open().replace_partition(
         part.field,
@@ -77,6 +91,7 @@ def detections(
         candidates=candidates,
         detections=table,
         run_id=context.run_id,
+        pixel_scale=median_of((meta_of(difference_images, key) for key in difference_images), "pixel_scale"),
     )
     return dg.MaterializeResult(
         value=table,

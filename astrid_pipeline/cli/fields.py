@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,14 @@ app = typer.Typer(no_args_is_help=True, help="Add, list and remove the fields th
 _ARCHIVE_HELP = (
     "Where its exposures are: `simulated`, or `folder:/path/to/fits/files`. Default: ASTRID_ARCHIVE."
 )
+_Reference = Annotated[
+    str,
+    typer.Option(
+        "--reference",
+        help="What nights are compared with: `auto` (a stack of earlier nights), or `exposures:ID,ID`, the names of "
+        "exposures that you know to be good.",
+    ),
+]
 
 
 @app.command("add")
@@ -40,6 +49,7 @@ def add(
             "--site-longitude", help="East longitude of the observatory, degrees; makes nights local."
         ),
     ] = None,
+    reference: _Reference = "auto",
 ) -> None:
     """Add a field, or change one that is there. Its archive is asked at once what it has.
 
@@ -60,6 +70,7 @@ def add(
         filters=tuple(filters or ()),
         archive=archive or get_settings().archive,
         site_longitude=site_longitude,
+        reference=reference,
     )
     _watch([field])
 
@@ -70,6 +81,7 @@ def discover(
         str, typer.Argument(metavar="ARCHIVE", help="`simulated`, or `folder:/path/to/fits/files`.")
     ],
     watch: Annotated[bool, typer.Option("--add", help="Add the fields that are found.")] = False,
+    reference: _Reference = "auto",
 ) -> None:
     """Show which fields an archive holds, and with --add, watch them.
 
@@ -80,6 +92,8 @@ def discover(
     - `astrid field discover folder:/data/nights` only looks
 
     - `astrid field discover folder:/data/nights --add`
+
+    - `astrid field discover folder:/data/epochs --add --reference exposures:epoch3` compares all with one
     """
     from astrid_pipeline.archives import open_archive
 
@@ -92,7 +106,7 @@ def discover(
             "no field was found", where=archive, remedy="see the problems above, or check the path"
         )
     if watch:
-        _watch(found)
+        _watch([dataclasses.replace(field, reference=reference) for field in found])
         return
     from rich.table import Table
 
@@ -127,16 +141,18 @@ def list_fields() -> None:
         )
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("field", "ra", "dec", "radius", "filters", "archive"):
-        table.add_column(column)
+    for column in ("field", "ra", "dec", "radius", "filters", "archive", "reference"):
+        # A path that is cut off is of no use.
+        table.add_column(column, overflow="fold")
     for field in fields:
         table.add_row(
             field.name,
             f"{field.ra:.5f}",
             f"{field.dec:+.5f}",
-            f"{field.radius:g}°",
+            f"{field.radius:.2f}°",
             ", ".join(field.filters) or "all",
             field.archive,
+            field.reference,
         )
     out.print(table)
 
@@ -160,8 +176,19 @@ def remove(
 def _watch(fields: Sequence[Field]) -> None:
     """Ask the archive what it has of the fields, then add them, so that a wrong archive adds nothing."""
     from astrid_pipeline import driver
+    from astrid_pipeline.night.references import exposures_named
 
     listings = driver.list_fields(fields)
+    for listing in listings:
+        named = exposures_named(listing.field.reference)
+        if missing := named - {
+            record.exposure_id for records in listing.nights.values() for record in records
+        }:
+            raise ConfigError(
+                f"the archive has no exposure {', '.join(sorted(missing))} of {listing.field.name}",
+                where="--reference",
+                remedy="name exposures as the archive does, which is by their files",
+            )
     catalogue = driver.open_catalogue()
     for listing in listings:
         catalogue.add_field(listing.field)

@@ -17,6 +17,10 @@ from astrid_pipeline.night.references import choose_reference
 
 Progress = Callable[[str], Any] | None
 
+#: |S/N| from which a find is told, whoever found it: the candidates' own threshold. The network sees deeper, but
+#: where pixels are correlated (resampled stacks) most of what it sees between 3 and 5 σ is noise.
+MIN_SNR = 5.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -133,12 +137,27 @@ def find_night(
     )
 
 
+def detect_one(
+    difference: Difference,
+    candidates: pd.DataFrame,
+    model: Any,
+    device: str | None = None,
+    min_snr: float = MIN_SNR,
+) -> pd.DataFrame:
+    """Return the detections of |S/N| ≥ `min_snr` in one difference; `candidates` are its own."""
+    from astrid_pipeline.learning import detect
+
+    table = detect(difference, candidates, model, device=device)
+    return table[table.snr.abs() >= min_snr].reset_index(drop=True)
+
+
 def detect_night(
     differences: Mapping[str, Difference],
     candidates: pd.DataFrame,
     model: Any,
     device: str | None = None,
     progress: Progress = None,
+    min_snr: float = MIN_SNR,
 ) -> Outcome[pd.DataFrame]:
     """Return the detections of each difference, by the model on its pixels and candidates.
 
@@ -152,12 +171,14 @@ def detect_night(
         What `learning.load_model` returned.
     device:
         `cpu`, `cuda`, or None for what is there.
+    min_snr:
+        |S/N| from which a find is told.
     """
-    from astrid_pipeline.learning import detect
-
     return for_each(
         ((key, key) for key in differences),
-        lambda key: detect(differences[key], candidates[candidates.exposure_id == key], model, device=device),
+        lambda key: detect_one(
+            differences[key], candidates[candidates.exposure_id == key], model, device, min_snr
+        ),
         stage="detections",
         progress=progress,
     )

@@ -148,6 +148,8 @@ def inject_exposure(
         The untouched difference of the two.
     model:
         What `learning.load_model` returned.
+    threshold:
+        |S/N| from which something is a candidate, and from which a detection is told.
 
     Returns
     -------
@@ -155,13 +157,12 @@ def inject_exposure(
         `truth` has schema `INJECTIONS`.
     """
     from astrid_pipeline.imaging import find_candidates, inject
-    from astrid_pipeline.learning import detect
-    from astrid_pipeline.night.differences import difference_one
+    from astrid_pipeline.night.differences import detect_one, difference_one
 
     plan = plan_injections(difference, rng, per_megapixel)
     injected, _ = difference_one(inject(science, plan, rng), reference, method)
     candidates = find_candidates(injected, threshold=threshold)
-    detections = detect(injected, candidates, model, device=device)
+    detections = detect_one(injected, candidates, model, device, threshold)
     return Injected(injected, judge(plan, injected, candidates, detections), candidates, detections)
 
 

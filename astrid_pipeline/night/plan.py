@@ -16,7 +16,13 @@ from typing import Any, Protocol
 from astrid_pipeline.archives.base import Archive, ExposureRecord, Field
 from astrid_pipeline.errors import MissingProductError, NoReferenceError
 from astrid_pipeline.night.masters import nearest_night
-from astrid_pipeline.night.references import MIN_FRAMES, choose_reference, note_of, plan_references
+from astrid_pipeline.night.references import (
+    MIN_FRAMES,
+    choose_reference,
+    exposures_named,
+    note_of,
+    plan_references,
+)
 
 
 class ProductView(Protocol):
@@ -121,9 +127,7 @@ def ready_steps(archive: Archive, listing: Listing, products: ProductView) -> li
 
 def founding_nights(listing: Listing) -> set[str]:
     """Return the nights whose frames make the first references; the others are calibrated when they are judged."""
-    policy = listing.field.reference
-    if policy.startswith("exposures:"):
-        wanted = {name.strip() for name in policy.removeprefix("exposures:").split(",")}
+    if wanted := exposures_named(listing.field.reference, listing.field.name):
         return {n for n, records in listing.nights.items() if any(r.exposure_id in wanted for r in records)}
     nights: set[str] = set()
     counts: dict[str, int] = {}

@@ -76,14 +76,27 @@ def plan_references(field: str, notes: Iterable[FrameNote], policy: str = "auto"
     by_filter: dict[str, list[FrameNote]] = {}
     for note in sorted(notes, key=lambda n: (n.night, n.exposure_id)):
         by_filter.setdefault(note.filter, []).append(note)
-    if policy.startswith("exposures:"):
-        wanted = {name.strip() for name in policy.removeprefix("exposures:").split(",") if name.strip()}
+    if wanted := exposures_named(policy, field):
         return _named(field, by_filter, wanted)
+    return [plan for name, group in sorted(by_filter.items()) for plan in _versions(field, name, group)]
+
+
+def exposures_named(policy: str, field: str | None = None) -> set[str]:
+    """Return the exposures that a reference policy names, none for `auto`.
+
+    Raises
+    ------
+    ConfigError
+        If the policy is neither `auto` nor `exposures:A,B,…`.
+    """
+    names = {name.strip() for name in policy.removeprefix("exposures:").split(",") if name.strip()}
+    if policy.startswith("exposures:") and names:
+        return names
     if policy != "auto":
         raise ConfigError(
             f"unknown reference policy {policy!r}", where=field, remedy="use auto, or exposures:ID,ID,…"
         )
-    return [plan for name, group in sorted(by_filter.items()) for plan in _versions(field, name, group)]
+    return set()
 
 
 def _named(field: str, by_filter: Mapping[str, list[FrameNote]], wanted: set[str]) -> list[ReferencePlan]:

@@ -54,6 +54,7 @@ def test_detections_carry_what_is_promised(in_demo):
     assert list(table.columns) == DETECTIONS.names
     assert len(table) > 5
     assert table.score.between(0, 1).all()
+    assert (table.snr.abs() >= 5).all(), "nothing fainter than the candidates' threshold"
     assert (table.mask_area >= 0).all()
     assert (table.model_version != "").all()
     assert table.ra.between(157, 160).all()

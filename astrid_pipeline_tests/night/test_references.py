@@ -15,6 +15,7 @@ from astrid_pipeline.night.references import (
     MIN_FRAMES,
     FrameNote,
     choose_reference,
+    exposures_named,
     plan_references,
 )
 
@@ -131,3 +132,14 @@ def test_a_frame_that_comes_later_does_not_change_older_versions(offsets):
     notes = [note(day, k) for k, day in enumerate(days)]
     before = plan_references("f", [n for n in notes if n.night < days[-1]])
     assert plan_references("f", notes)[: len(before)] == before
+
+
+@pytest.mark.parametrize("policy", ["", "best", "exposures:", "exposures: , "])
+def test_a_policy_that_names_nothing_is_refused(policy):
+    with pytest.raises(ConfigError, match="use auto, or exposures:"):
+        exposures_named(policy, "patch")
+
+
+def test_a_policy_s_exposures():
+    assert exposures_named("auto") == set()
+    assert exposures_named("exposures:a, b,") == {"a", "b"}
