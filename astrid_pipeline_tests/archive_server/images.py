@@ -33,7 +33,7 @@ class Images:
 
     def answer(self, path: str, query: str, base: str) -> Answer | None:
         """Return the reply, or None for an address that is no image server's."""
-        asked = {key: values[0] for key, values in parse_qs(query).items()}
+        asked = {key: values[0] for key, values in parse_qs(query, keep_blank_values=True).items()}
         if path.endswith("/hips2fits"):
             return self._hips(asked)
         if path == "/current/cgi/basicform.pl":
@@ -59,15 +59,19 @@ class Images:
         i0, i1 = np.floor(ra.min() / STAR_GRID), np.ceil(ra.max() / STAR_GRID)
         j0, j1 = np.floor(dec.min() / STAR_GRID), np.ceil(dec.max() / STAR_GRID)
         sigma = seeing_px / 2.355
+        stars = []
         for i in np.arange(i0, i1 + 1):
             for j in np.arange(j0, j1 + 1):
                 rng = np.random.default_rng([int(i) & 0xFFFFFF, int(j) & 0xFFFFFF])
-                sra = (i + rng.uniform(0.2, 0.8)) * STAR_GRID
-                sdec = (j + rng.uniform(0.2, 0.8)) * STAR_GRID
-                flux = 10 ** (-0.4 * (rng.uniform(18, 22) - 22.5))
-                px, py = wcs.all_world2pix(sra, sdec, 0)
-                r2 = (x - px) ** 2 + (y - py) ** 2
-                image += flux / (2 * np.pi * sigma**2) * np.exp(-r2 / (2 * sigma**2))
+                place = ((i + rng.uniform(0.2, 0.8)) * STAR_GRID, (j + rng.uniform(0.2, 0.8)) * STAR_GRID)
+                stars.append((*place, 10 ** (-0.4 * (rng.uniform(18, 22) - 22.5))))
+        table = np.array(stars)
+        half = int(6 * sigma) + 2
+        for (px, py), flux in zip(wcs.all_world2pix(table[:, :2], 0), table[:, 2], strict=True):
+            rows = slice(max(0, int(py) - half), max(0, int(py) + half + 1))
+            columns = slice(max(0, int(px) - half), max(0, int(px) + half + 1))
+            r2 = (x[rows, columns] - px) ** 2 + (y[rows, columns] - py) ** 2
+            image[rows, columns] += flux / (2 * np.pi * sigma**2) * np.exp(-r2 / (2 * sigma**2))
         image += np.random.default_rng(int(abs(ra.mean()) * 1000)).normal(0, 0.02, shape)
         return np.where(self.covered(ra, dec), image, np.nan)
 
