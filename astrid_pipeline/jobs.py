@@ -16,6 +16,8 @@ NIGHT_ASSETS = (
     "candidates",
     "detections",
     "alerts",
+    "stamps",
+    "light_curves",
     "injections",
     "training_samples",
     "night_summary",

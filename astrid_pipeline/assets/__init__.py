@@ -8,6 +8,7 @@ from astrid_pipeline.assets.differences import candidates, difference_images
 from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
 from astrid_pipeline.assets.observations import master_calibrations, observations
 from astrid_pipeline.assets.references import reference_images
+from astrid_pipeline.assets.review import light_curves, stamps
 from astrid_pipeline.assets.samples import injected_night, training_dataset
 from astrid_pipeline.assets.summary import night_summary
 
@@ -21,6 +22,8 @@ ALL = (
     candidates,
     detections,
     alerts,
+    stamps,
+    light_curves,
     injected_night,
     night_summary,
     training_dataset,

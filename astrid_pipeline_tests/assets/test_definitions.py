@@ -17,6 +17,8 @@ NIGHTLY = {
     "candidates",
     "detections",
     "alerts",
+    "stamps",
+    "light_curves",
     "injections",
     "training_samples",
     "night_summary",
@@ -61,7 +63,7 @@ def test_every_asset_describes_itself(graph):
         assert node.description, k
         assert node.owners == ["team:astrid"], k
         assert node.kinds, k
-        assert node.group_name in {"images", "finds", "learning", "evaluation"}, k
+        assert node.group_name in {"images", "finds", "review", "learning", "evaluation"}, k
         assert node.code_version, k
         assert "stage" in node.tags, k
 
