@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,13 +11,16 @@ import numpy as np
 import pandas as pd
 
 from astrid_pipeline.night.outcome import Outcome, Problem
+from astrid_pipeline.resources.pictures import keep_picture
 from astrid_pipeline.tables import TableSchema
 
 #: Key of the asset metadata under which the IO manager finds the schema of a table asset.
 SCHEMA_KEY = "astrid/schema"
 OWNERS = ["team:astrid"]
-#: A picture in metadata is stored twice, as base64: beyond this the event log grows faster than the tables.
+#: A picture is for a look: at this size a page with several of them opens at once.
 PICTURE_BYTES = 72_000
+#: The page shows markdown in place up to 1,000 characters; longer text hides behind a click.
+MARKDOWN_LENGTH = 980
 
 #: Steps that want a GPU: one at a time on a machine (pool), the queue of GPU workers (Celery), a GPU (Kubernetes).
 GPU_POOL = "gpu"
@@ -48,8 +50,8 @@ def table_metadata(schema: TableSchema) -> dict[str, Any]:
 
 
 def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
-    """Return a PNG as metadata that shows in the Dagster page."""
-    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+    """Keep a PNG and return metadata that shows it in place on the Dagster page."""
+    return dg.MetadataValue.md(f"![{alt}]({keep_picture(png)})")
 
 
 def number(value: Any, digits: int = 4) -> Any:
@@ -95,13 +97,19 @@ def outcome_metadata(outcome: Outcome[Any]) -> dict[str, Any]:
 
 
 def preview(table: pd.DataFrame, columns: list[str], rows: int = 10) -> dg.MarkdownMetadataValue:
-    """Return the first rows of a table as markdown."""
+    """Return the first rows of a table as markdown, at most `rows` and as many as the page shows in place."""
     head = table[[c for c in columns if c in table.columns]].head(rows)
     lines = ["| " + " | ".join(head.columns) + " |", "|" + "---|" * len(head.columns)]
+    length, shown = sum(map(len, lines)) + 40, 0  # 40: line ends and the last line
     for row in head.itertuples(index=False):
-        lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
-    if len(table) > rows:
-        lines.append(f"\n… and {len(table) - rows} more")
+        line = "| " + " | ".join(_cell(value) for value in row) + " |"
+        length += len(line) + 1
+        if shown and length > MARKDOWN_LENGTH:
+            break
+        lines.append(line)
+        shown += 1
+    if len(table) > shown:
+        lines.append(f"\n… and {len(table) - shown} more")
     return dg.MetadataValue.md("\n".join(lines))
 
 

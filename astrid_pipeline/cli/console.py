@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 #: Results, so that `astrid … | less` and `--json > file` hold nothing else.
 out = Console(highlight=False)
@@ -33,6 +34,11 @@ def print_error(text: str) -> None:
     """Print one line that says what is wrong, however long, without breaking it."""
     err.print("[bold red]error:[/] ", end="")
     err.print(text, markup=False, soft_wrap=True)
+
+
+def print_wide(table: Table) -> None:
+    """Print a table as wide as it is: a path that was cut off, or broken at a column's edge, is of no use."""
+    Console(file=out.file, force_terminal=out.is_terminal, highlight=False, width=2000).print(table)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from astrid_pipeline.cli.console import out
+from astrid_pipeline.cli.console import out, print_wide
 from astrid_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -141,9 +141,8 @@ def list_fields() -> None:
         )
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("field", "ra", "dec", "radius", "filters", "archive", "reference"):
-        # A path that is cut off is of no use.
-        table.add_column(column, overflow="fold")
+    for column in ("field", "ra", "dec", "radius", "filters", "reference", "archive"):
+        table.add_column(column)
     for field in fields:
         table.add_row(
             field.name,
@@ -151,10 +150,10 @@ def list_fields() -> None:
             f"{field.dec:+.5f}",
             f"{field.radius:.2f}°",
             ", ".join(field.filters) or "all",
-            field.archive,
             field.reference,
+            field.archive,
         )
-    out.print(table)
+    print_wide(table)
 
 
 @app.command("remove")

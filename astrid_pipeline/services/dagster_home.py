@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
 from astrid_pipeline.settings import Settings, get_settings
 
@@ -82,7 +83,7 @@ class AstridArtifacts(LocalArtifactStorage):
 
 
 class AstridLogs(LocalComputeLogManager):
-    """What the steps print, under AstrID's home."""
+    """What the steps print, under AstrID's home; and the pictures of materializations, from the store."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -95,6 +96,14 @@ class AstridLogs(LocalComputeLogManager):
     ) -> AstridLogs:
         """Return the log manager."""
         return cls(base_dir=str(get_settings().dagster_home / "logs"), inst_data=inst_data)
+
+    def get_captured_local_path(self, log_key: Sequence[str], extension: str, partial: bool = False) -> str:
+        """Return where a log lies; a picture that the page asks for is fetched first, if it is not there yet."""
+        path: str = super().get_captured_local_path(log_key, extension, partial)
+        if len(log_key) == 2 and log_key[0] == pictures.FOLDER and not os.path.exists(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            pictures.fetch_picture(log_key[1], Path(path))
+        return path
 
 
 class AstridRunCoordinator(QueuedRunCoordinator):

@@ -57,6 +57,9 @@ def services(settings: Settings) -> list[Service]:
     home = prepare_dagster_home(settings)
     shared["DAGSTER_HOME"] = str(home)
     shared["PYTHONUNBUFFERED"] = "1"
+    # Dagster advises another launcher, which brings nothing here; anything else it warns of is shown.
+    quiet = "ignore:Function `dev_command` is superseded"
+    shared["PYTHONWARNINGS"] = ",".join(filter(None, [shared.get("PYTHONWARNINGS"), quiet]))
     # The services run in DAGSTER_HOME; the package may lie in the folder that this process was started in.
     package_root = str(Path(__file__).resolve().parents[2])
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, shared.get("PYTHONPATH")]))
