@@ -90,6 +90,10 @@ def difference_images(
             "flux_ratio": number(median_of(metas, "flux_ratio"), 3),
             "coverage_percent": number(100 * median_of(metas, "coverage"), 1),
             "references": ", ".join(sorted({str(m.get("reference_id")) for m in metas})),
+            "reference_caveats": "; ".join(
+                sorted({str(m["reference_caveats"]) for m in metas if m.get("reference_caveats")})
+            )
+            or "none",
             **_picture(outcome.products, None),
         },
         check_results=list(checks.check_differences(outcome)),

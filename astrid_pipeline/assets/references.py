@@ -46,7 +46,9 @@ def reference_images(
     """What the sky of a field looked like before: one frame a filter and validity date.
 
     A version is made of nights strictly before the first night that it may judge, so that a reference never
-    holds the light it is meant to reveal. Inputs, dates and coverage are kept in each frame's header.
+    holds the light it is meant to reveal. Instrument and filter must be the exposures' own, unless the field's
+    reference policy names a survey whose images may serve too; those say so in their caveats. Inputs, dates and
+    coverage are kept in each frame's header.
     """
     import pandas as pd
 
@@ -72,9 +74,11 @@ def reference_images(
         [
             {
                 "reference": p.reference_id,
+                "instrument": p.instrument,
                 "filter": p.filter,
                 "valid from": p.valid_from,
-                "frames": len(p.exposure_ids),
+                "made of": p.survey or f"{len(p.exposure_ids)} frames",
+                "caveats": outcome.metas[p.reference_id].get("caveats") or "none",
                 "nights": ", ".join(p.nights),
                 "depth": number(outcome.metas[p.reference_id].get("depth"), 2),
                 "coverage": number(outcome.metas[p.reference_id].get("coverage"), 3),

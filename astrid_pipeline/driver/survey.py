@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from astrid_pipeline.archives.base import Archive, Field, open_archive
@@ -67,12 +67,12 @@ class Survey:
         register_partitions(self.listings)
         self.products = open_products()
 
-    def ready(self) -> list[Step]:
-        """Return the steps of all fields that can start now; a step that two fields need comes once."""
+    def ready(self, given_up: Collection[str] = ()) -> list[Step]:
+        """Return the steps of all fields that can start now, those given up apart; one that two need comes once."""
         steps = {
             step.run_key: step
             for listing in self.listings
-            for step in ready_steps(self.archives[listing.field.archive], listing, self.products)
+            for step in ready_steps(self.archives[listing.field.archive], listing, self.products, given_up)
         }
         # The largest first: at the end no worker waits long for the other.
         return sorted(steps.values(), key=lambda s: (-s.exposures, s.partition))
@@ -86,7 +86,7 @@ class Survey:
         """
         tried: set[str] = set()
         results: list[RunResult] = []
-        while steps := [step for step in self.ready() if step.run_key not in tried]:
+        while steps := [step for step in self.ready(tried) if step.run_key not in tried]:
             tried |= {step.run_key for step in steps}
             begin(steps)
             results += runner.run(steps, report)

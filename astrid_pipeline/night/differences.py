@@ -42,7 +42,8 @@ def pair_up(
     def choose(exposure_id: str) -> Callable[[], Pair]:
         def job() -> Pair:
             frame = frames[exposure_id]
-            chosen = choose_reference(metas, str(frame.meta["filter"]), night)
+            instrument = str(frame.meta.get("instrument") or "")
+            chosen = choose_reference(metas, str(frame.meta["filter"]), night, instrument)
             return Pair(frame, references[chosen])
 
         return job
@@ -84,6 +85,7 @@ def difference_one(science: Frame, reference: Frame, method: str = "zogy") -> tu
         meta={
             **registration,
             "reference_id": reference.meta.get("exposure_id"),
+            **({"reference_caveats": reference.meta["caveats"]} if reference.meta.get("caveats") else {}),
             "good_pixels": int((difference.mask == 0).sum()),
             "fwhm": difference.psf.fwhm(),
             "seconds_align": middle - started,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from astrid_pipeline.night.references import (
     exposures_named,
     note_of,
     plan_references,
+    uses_own_frames,
 )
 
 
@@ -88,11 +90,19 @@ class Listing:
         return {record.instrument for records in self.nights.values() for record in records}
 
 
-def ready_steps(archive: Archive, listing: Listing, products: ProductView) -> list[Step]:
+def ready_steps(
+    archive: Archive, listing: Listing, products: ProductView, given_up: Collection[str] = ()
+) -> list[Step]:
     """Return the runs of a field that can start now, in a good order; none when all is done.
 
     Masters come before the frames that need them, frames before the references made of them, references before
     the nights that they judge. A night whose list of exposures has changed since it was made is ready again.
+
+    Parameters
+    ----------
+    given_up:
+        Run keys of steps that failed and are not waited for: a survey that does not have the field must not hold up
+        the nights that another reference judges.
     """
     name = listing.field.name
     masters = _missing_masters(archive, listing, products)
@@ -122,20 +132,22 @@ def ready_steps(archive: Archive, listing: Listing, products: ProductView) -> li
         return masters + first
     # A new reference judges nights to come, not those already waiting for an older one; but the first one opens
     # the way to all of them. Where the founding frames were not good enough, the next night lends its own.
-    return _references_due(listing, products, references) or judged or unjudged[:1]
+    due = [s for s in _references_due(listing, products, references) if s.run_key not in given_up]
+    return due or judged or unjudged[:1]
 
 
 def founding_nights(listing: Listing) -> set[str]:
     """Return the nights whose frames make the first references; the others are calibrated when they are judged."""
     if wanted := exposures_named(listing.field.reference, listing.field.name):
         return {n for n, records in listing.nights.items() if any(r.exposure_id in wanted for r in records)}
+    # A survey's image wants one frame of each kind, for its grid; a coadd wants several.
+    enough = MIN_FRAMES if uses_own_frames(listing.field.reference) else 1
     nights: set[str] = set()
-    counts: dict[str, int] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     for night, records in listing.nights.items():
-        if any(counts.get(record.filter, 0) < MIN_FRAMES for record in records):
+        if any(counts[record.filter, record.instrument] < enough for record in records):
             nights.add(night)
-        for record in records:
-            counts[record.filter] = counts.get(record.filter, 0) + 1
+        counts.update((record.filter, record.instrument) for record in records)
     return nights
 
 
@@ -179,9 +191,9 @@ def _judged(
     references: Mapping[str, Mapping[str, Any]], records: Sequence[ExposureRecord], night: str
 ) -> bool:
     """Tell whether a reference holds for at least one filter of the night."""
-    for name in {record.filter for record in records}:
+    for name, instrument in {(record.filter, record.instrument) for record in records}:
         try:
-            choose_reference(references, name, night)
+            choose_reference(references, name, night, instrument)
         except NoReferenceError:
             continue
         return True
@@ -197,10 +209,9 @@ def _references_due(
         for night in products.nights("calibrated_frames", sky_field.name)
         for meta in products.metas("calibrated_frames", sky_field.name, night).values()
     ]
-    if not sky_field.reference.startswith("auto"):
-        wanted = {n.strip() for n in sky_field.reference.partition(":")[2].split(",")}
-        if not wanted <= {note.exposure_id for note in notes}:
-            return []
+    wanted = exposures_named(sky_field.reference, sky_field.name)
+    if not wanted <= {note.exposure_id for note in notes}:
+        return []
     plans = plan_references(sky_field.name, notes, sky_field.reference)
     # A version that no listed night can be judged by is not wanted yet.
     latest = max(listing.nights, default="")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -40,17 +40,34 @@ class FrameNote:
     seeing: float
     depth: float
     masked_fraction: float
+    instrument: str = ""
 
 
 @dataclass(frozen=True)
 class ReferencePlan:
-    """One version to be made: its frames, and the first night it may judge."""
+    """One version to be made: its frames, and the first night it may judge.
+
+    Attributes
+    ----------
+    exposure_ids, nights:
+        The frames it is made of; of a survey's image: what it is asked of, and no night.
+    rank:
+        Place of its source in the field's policy: of several that hold, the first one judges.
+    survey:
+        Part of the policy that names the survey, where it is not made of the field's own frames.
+    grid_of:
+        Exposure on whose grid a survey's image is made.
+    """
 
     reference_id: str
     filter: str
     valid_from: str
     exposure_ids: tuple[str, ...]
     nights: tuple[str, ...]
+    instrument: str = ""
+    rank: int = 0
+    survey: str = ""
+    grid_of: str = ""
 
 
 def plan_references(field: str, notes: Iterable[FrameNote], policy: str = "auto") -> list[ReferencePlan]:
@@ -63,44 +80,80 @@ def plan_references(field: str, notes: Iterable[FrameNote], policy: str = "auto"
     notes:
         Calibrated frames of the field, in any order.
     policy:
-        `auto` coadds earlier frames: the first version as soon as `MIN_FRAMES` are there, a new one whenever
-        `GROWTH` times as many are, valid `QUARANTINE_DAYS` after its last. `exposures:A,B,…` uses just those
-        exposures, for every night that none of them was taken in: for data sets whose owner knows which epoch is
-        the good one.
+        Parts joined by ``+``, the first that holds for a night judges it. `auto` coadds earlier frames of the same
+        instrument and filter: the first version as soon as `MIN_FRAMES` are there, a new one whenever `GROWTH` times
+        as many are, valid `QUARANTINE_DAYS` after its last. `exposures:A,B,…` uses just those exposures, for every
+        night that none of them was taken in: for data sets whose owner knows which epoch is the good one. A survey's
+        name (``ps1``, ``legacy``, ``hips:ID@FIRST-LAST`` …, see `archives.survey_images`) allows its images too.
 
     Raises
     ------
     ConfigError
-        If the policy is not one of these, or names exposures that are not there.
+        If a part of the policy is not one of these, or names exposures that are not there.
     """
-    by_filter: dict[str, list[FrameNote]] = {}
+    groups: dict[tuple[str, str], list[FrameNote]] = {}
     for note in sorted(notes, key=lambda n: (n.night, n.exposure_id)):
-        by_filter.setdefault(note.filter, []).append(note)
-    if wanted := exposures_named(policy, field):
-        return _named(field, by_filter, wanted)
-    return [plan for name, group in sorted(by_filter.items()) for plan in _versions(field, name, group)]
+        groups.setdefault((note.filter, note.instrument), []).append(note)
+    plans: list[ReferencePlan] = []
+    for rank, part in enumerate(_parts(policy, field)):
+        if part == "auto":
+            made = [plan for _, group in sorted(groups.items()) for plan in _versions(field, group)]
+        elif isinstance(part, str):
+            made = _named(field, groups, exposures_named(part, field))
+        else:
+            text = policy.split("+")[rank].strip()
+            made = [_of_survey(field, group, text, part) for _, group in sorted(groups.items())]
+        plans += [replace(plan, rank=rank) for plan in made]
+    return plans
+
+
+def _parts(policy: str, field: str | None) -> list[Any]:
+    from astrid_pipeline.archives.survey_images import parse_policy
+
+    try:
+        return list(parse_policy(policy))
+    except ConfigError as error:
+        raise ConfigError(
+            f"unknown reference policy {policy!r}: {error.what}",
+            where=field,
+            remedy=f"use auto, exposures:ID,ID,…, or surveys ({error.remedy}); several joined by +",
+        ) from error
 
 
 def exposures_named(policy: str, field: str | None = None) -> set[str]:
-    """Return the exposures that a reference policy names, none for `auto`.
+    """Return the exposures that a reference policy names, none where it names no exposure.
 
     Raises
     ------
     ConfigError
-        If the policy is neither `auto` nor `exposures:A,B,…`.
+        If a part of the policy is not known.
     """
-    names = {name.strip() for name in policy.removeprefix("exposures:").split(",") if name.strip()}
-    if policy.startswith("exposures:") and names:
-        return names
-    if policy != "auto":
-        raise ConfigError(
-            f"unknown reference policy {policy!r}", where=field, remedy="use auto, or exposures:ID,ID,…"
-        )
-    return set()
+    named = [p for p in _parts(policy, field) if isinstance(p, str) and p.startswith("exposures:")]
+    return {n.strip() for part in named for n in part.removeprefix("exposures:").split(",") if n.strip()}
 
 
-def _named(field: str, by_filter: Mapping[str, list[FrameNote]], wanted: set[str]) -> list[ReferencePlan]:
-    found = {n.exposure_id for group in by_filter.values() for n in group}
+def uses_own_frames(policy: str) -> bool:
+    """Return whether a policy coadds the field's own earlier frames."""
+    return "auto" in _parts(policy, None)
+
+
+def _of_survey(field: str, group: Sequence[FrameNote], text: str, choice: Any) -> ReferencePlan:
+    """Return the plan for a survey's image on the grid of the group's first frame, which does not change later."""
+    plan = _plan(field, choice.valid_from, group[:1])
+    return replace(
+        plan,
+        reference_id=f"{plan.reference_id}_{_safe(text.partition('?')[0])}",
+        exposure_ids=(f"survey:{text}",),
+        nights=(),
+        survey=text,
+        grid_of=group[0].exposure_id,
+    )
+
+
+def _named(
+    field: str, groups: Mapping[tuple[str, str], Sequence[FrameNote]], wanted: set[str]
+) -> list[ReferencePlan]:
+    found = {n.exposure_id for group in groups.values() for n in group}
     if missing := wanted - found:
         raise ConfigError(
             f"the reference policy names exposures that are not calibrated: {', '.join(sorted(missing))}",
@@ -108,22 +161,22 @@ def _named(field: str, by_filter: Mapping[str, list[FrameNote]], wanted: set[str
             remedy="materialize calibrated_frames of their nights, or mend the field's reference policy",
         )
     plans = []
-    for name, group in sorted(by_filter.items()):
+    for _, group in sorted(groups.items()):
         chosen = [n for n in group if n.exposure_id in wanted]
         if chosen:
-            plans.append(_plan(field, name, "0000-00-00", chosen))
+            plans.append(_plan(field, "0000-00-00", chosen))
     return plans
 
 
-def _versions(field: str, name: str, group: Sequence[FrameNote]) -> list[ReferencePlan]:
+def _versions(field: str, group: Sequence[FrameNote]) -> list[ReferencePlan]:
     plans: list[ReferencePlan] = []
     made_of = 0
     for night in sorted({n.night for n in group}):
         usable = [n for n in group if n.night <= night]
         if not plans and len(usable) >= MIN_FRAMES:
-            plans.append(_plan(field, name, _after(night, 1), _best(usable)))
+            plans.append(_plan(field, _after(night, 1), _best(usable)))
         elif plans and len(plans[-1].exposure_ids) < MAX_FRAMES and len(usable) >= GROWTH * made_of:
-            plans.append(_plan(field, name, _after(night, 1 + QUARANTINE_DAYS), _best(usable)))
+            plans.append(_plan(field, _after(night, 1 + QUARANTINE_DAYS), _best(usable)))
         else:
             continue
         made_of = len(usable)
@@ -148,15 +201,20 @@ def _best(notes: Sequence[FrameNote]) -> list[FrameNote]:
     )
 
 
-def _plan(field: str, name: str, valid_from: str, notes: Sequence[FrameNote]) -> ReferencePlan:
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+def _plan(field: str, valid_from: str, notes: Sequence[FrameNote]) -> ReferencePlan:
+    what = [name for name in (notes[0].instrument, notes[0].filter) if name]
     return ReferencePlan(
-        reference_id=f"{field}_{safe}_{valid_from}",
-        filter=name,
+        reference_id="_".join([field, *map(_safe, what), valid_from]),
+        filter=notes[0].filter,
         valid_from=valid_from,
         exposure_ids=tuple(n.exposure_id for n in notes),
         nights=tuple(sorted({n.night for n in notes})),
+        instrument=notes[0].instrument,
     )
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
 def _after(night: str, days: int) -> str:
@@ -192,48 +250,77 @@ def build_references(
             before = kept[plan.reference_id]
             if before.meta.get("inputs") == json.dumps(plan.exposure_ids):
                 return before
+        shared = {
+            "exposure_id": plan.reference_id,
+            "filter": plan.filter,
+            "valid_from": plan.valid_from,
+            "nights": json.dumps(plan.nights),
+            "inputs": json.dumps(plan.exposure_ids),
+            "serves": plan.instrument,
+            "policy_rank": plan.rank,
+        }
+        if plan.survey:
+            return _survey_frame(plan, load(plan.grid_of)).replace(meta=shared)
         frames = [load(exposure_id) for exposure_id in plan.exposure_ids]
         stack = frames[0] if len(frames) == 1 else coadd(frames)
-        return stack.replace(
-            meta={
-                "exposure_id": plan.reference_id,
-                "filter": plan.filter,
-                "valid_from": plan.valid_from,
-                "nights": json.dumps(plan.nights),
-                "inputs": json.dumps(plan.exposure_ids),
-                "n_frames": len(plan.exposure_ids),
-            }
-        )
+        return stack.replace(meta={**shared, "n_frames": len(plan.exposure_ids)})
 
     return for_each(
         {p.reference_id: p for p in plans}, build, stage="reference_images", progress=progress, into=into
     )
 
 
-def choose_reference(references: Mapping[str, Mapping[str, Any]], filter_name: str, night: str) -> str:
-    """Return the id of the reference that judges exposures in a filter and night: the latest valid one.
+def _survey_frame(plan: ReferencePlan, science: Frame) -> Frame:
+    from astrid_pipeline.archives.survey_images import SurveyChoice, survey_reference
+
+    if science.wcs is None:
+        raise NoReferenceError(
+            f"{plan.grid_of} has no WCS, so that nobody can say which part of the sky to ask {plan.survey} for",
+            where=plan.reference_id,
+            remedy="solve its astrometry, or take survey images out of the field's reference policy",
+        )
+    choice = SurveyChoice.parse(plan.survey)
+    return survey_reference(choice, plan.filter, (science.wcs, science.shape), instrument=plan.instrument)
+
+
+def choose_reference(
+    references: Mapping[str, Mapping[str, Any]], filter_name: str, night: str, instrument: str = ""
+) -> str:
+    """Return the id of the reference that judges exposures in a filter and night.
+
+    Of those that hold, the one whose source stands first in the field's policy; of these the latest.
 
     Parameters
     ----------
     references:
         The meta of each reference of the field, by reference id.
+    instrument:
+        That of the exposures. References made of another instrument's frames do not serve; those of a survey that
+        the policy names do, and say so in their `caveats`.
 
     Raises
     ------
     NoReferenceError
-        If there is none: of that filter, from before that night, or without that night in it.
+        If there is none: of that filter and instrument, from before that night, or without that night in it.
     """
-    same = {k: m for k, m in references.items() if m["filter"] == filter_name}
+    of_filter = {k: m for k, m in references.items() if m["filter"] == filter_name}
+    same = {k: m for k, m in of_filter.items() if _serves(m, instrument)}
     valid = {
         k: m
         for k, m in same.items()
         if m["valid_from"] <= night and night not in json.loads(m.get("nights", "[]"))
     }
     if valid:
-        return max(valid, key=lambda k: (valid[k]["valid_from"], k))
-    if not same:
+        return max(valid, key=lambda k: (-int(valid[k].get("policy_rank", 0)), valid[k]["valid_from"], k))
+    if not of_filter:
         have = ", ".join(sorted({str(m["filter"]) for m in references.values()})) or "none at all"
         what = f"no reference in filter {filter_name} (there are: {have})"
+    elif not same:
+        others = ", ".join(sorted({str(m.get("serves")) for m in of_filter.values()}))
+        what = (
+            f"no reference of {instrument} in filter {filter_name}: those of {others} are another instrument's, "
+            "whose pixels and passband differ"
+        )
     else:
         first = min(str(m["valid_from"]) for m in same.values())
         what = f"no reference in filter {filter_name} holds for {night} (the first is valid from {first})"
@@ -241,8 +328,13 @@ def choose_reference(references: Mapping[str, Mapping[str, Any]], filter_name: s
         what,
         where=night,
         remedy="calibrate at least three frames of earlier nights and materialize reference_images, "
-        "or name good exposures in the field's reference policy",
+        "or name good exposures or a survey in the field's reference policy",
     )
+
+
+def _serves(meta: Mapping[str, Any], instrument: str) -> bool:
+    """Tell whether a reference serves an instrument; one that does not say of which it is serves all."""
+    return not instrument or meta.get("serves") in (None, "", instrument)
 
 
 def note_of(frame_meta: Mapping[str, Any]) -> FrameNote:
@@ -261,6 +353,7 @@ def note_of(frame_meta: Mapping[str, Any]) -> FrameNote:
             seeing=float(frame_meta.get("seeing") or float("nan")),
             depth=float(frame_meta.get("depth") or float("nan")),
             masked_fraction=float(frame_meta.get("masked_fraction") or 0.0),
+            instrument=str(frame_meta.get("instrument") or ""),
         )
     except KeyError as error:
         raise AstridError(

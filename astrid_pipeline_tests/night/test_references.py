@@ -136,7 +136,7 @@ def test_a_frame_that_comes_later_does_not_change_older_versions(offsets):
 
 @pytest.mark.parametrize("policy", ["", "best", "exposures:", "exposures: , "])
 def test_a_policy_that_names_nothing_is_refused(policy):
-    with pytest.raises(ConfigError, match="use auto, or exposures:"):
+    with pytest.raises(ConfigError, match="use auto, exposures:"):
         exposures_named(policy, "patch")
 
 
