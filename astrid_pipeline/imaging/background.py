@@ -287,12 +287,10 @@ def _surface(cells: _Float, rows: _Axis, columns: _Axis) -> Image:
 
 def _find_objects(image: Image, good: _Bool, box: int) -> _Bool:
     """Return where objects shine: blocks over the sky on the scale of stars and on that of galaxies' outskirts."""
-    from scipy.ndimage import binary_dilation
-
     height, width = image.shape
     if min(height, width) < 4 * BIN * COARSE:
         return _find_in_pixels(image, good)
-    fine, fine_good = _binned(np.where(good, image, np.float32(0)), good, BIN)
+    fine, fine_good = _binned(image, good, BIN)
     coarse_box = max(box // BIN, 8)
     shining = np.zeros(fine.shape, bool)
     shining_count = 0
@@ -307,21 +305,32 @@ def _find_objects(image: Image, good: _Bool, box: int) -> _Bool:
         over = fine - _surface(_smooth(level, filled, rows, columns)[0], rows, columns)
         sigma = float(np.median(rms[filled]))
         seeds = fine_good & (over > OBJECT_SIGMA * sigma)
-        shining = binary_dilation(seeds, np.ones((3, 3), bool))
+        shining = grown(seeds)
         before = shining_count
         # What is left between the stars, on the scale of outskirts; stars must not lend it their light.
-        rest, rest_good = _binned(np.where(seeds, np.float32(0), over), fine_good & ~seeds, COARSE)
-        if rest_good.sum() < 16:
+        rest, rest_good = _binned(over, fine_good & ~seeds, COARSE)
+        if np.count_nonzero(rest_good) < 16:
             continue
         _, spread, _ = clipped_statistics(np.where(rest_good, rest, np.float32(np.inf)).reshape(1, -1))
-        faint = binary_dilation(rest_good & (rest > OBJECT_SIGMA * spread[0]), np.ones((3, 3), bool))
+        faint = grown(rest_good & (rest > OBJECT_SIGMA * spread[0]))
         faint = faint.repeat(COARSE, axis=0).repeat(COARSE, axis=1)[: fine.shape[0], : fine.shape[1]]
         # A lone coarse block over the sky is as likely noise; one that touches a bright object is its outskirts.
         shining |= _touching(faint, seeds)
         shining_count = int(np.count_nonzero(shining))
         if step >= ROUNDS - 2 and shining_count <= 1.02 * before:
             break
-    return shining.repeat(BIN, axis=0).repeat(BIN, axis=1)[:height, :width]
+    return shining.repeat(BIN, axis=1).repeat(BIN, axis=0)[:height, :width]
+
+
+def grown(mask: _Bool) -> _Bool:
+    """Return a mask that holds each pixel's eight neighbours too."""
+    tall = mask.copy()
+    tall[1:] |= mask[:-1]
+    tall[:-1] |= mask[1:]
+    out = tall.copy()
+    out[:, 1:] |= tall[:, :-1]
+    out[:, :-1] |= tall[:, 1:]
+    return out
 
 
 def _touching(regions: _Bool, seeds: _Bool) -> _Bool:
@@ -337,10 +346,8 @@ def _touching(regions: _Bool, seeds: _Bool) -> _Bool:
 
 def _find_in_pixels(image: Image, good: _Bool) -> _Bool:
     """Return the same for a frame too small to bin."""
-    from scipy.ndimage import binary_dilation
-
     mean, sigma, _ = clipped_statistics(image[good].reshape(1, -1).copy())
-    return binary_dilation(good & (image > mean[0] + OBJECT_SIGMA * sigma[0]), np.ones((3, 3), bool))
+    return grown(good & (image > mean[0] + OBJECT_SIGMA * sigma[0]))
 
 
 def _binned(image: Image, good: _Bool, size: int) -> tuple[Image, _Bool]:
@@ -353,11 +360,14 @@ def _binned(image: Image, good: _Bool, size: int) -> tuple[Image, _Bool]:
     if any(p for _, p in pad):
         image, good = np.pad(image, pad), np.pad(good, pad)
     blocks = (height // size, size, width // size, size)
-    total = _block_sum(np.where(good, image, np.float32(0)).reshape(blocks))
-    number = _block_sum(good.reshape(blocks).astype(np.float32))
-    return (total / np.maximum(number, 1)).astype(np.float32), number >= size * size / 2
+    if good.all():
+        total = _block_sum(image.reshape(blocks), np.dtype(np.float32))
+        return total * np.float32(1 / size**2), np.ones(total.shape, bool)
+    total = _block_sum(np.where(good, image, np.float32(0)).reshape(blocks), np.dtype(np.float32))
+    number = _block_sum(good.reshape(blocks), np.dtype(np.int16))
+    return total / np.maximum(number, 1).astype(np.float32), number >= size * size / 2
 
 
-def _block_sum(blocks: Image) -> Image:
+def _block_sum(blocks: npt.NDArray[np.generic], kind: np.dtype) -> npt.NDArray:
     """Sum axes 1 and 3; rows first, along which memory is contiguous."""
-    return blocks.sum(axis=1).sum(axis=2)
+    return blocks.sum(axis=1, dtype=kind).sum(axis=2, dtype=kind)

@@ -156,3 +156,41 @@ def noise_widening(kernel: Kernel, fwhm: float) -> float:
     # The Gaussian's autocorrelation is separable, and so is C.
     one_axis = c[0] * own[0] + 2 * np.sum(c[1:] * own[1:])
     return float(one_axis / own[0])
+
+
+def fill_masked(
+    data: npt.NDArray[np.float32], bad: npt.NDArray[np.bool_], *, rings: int = 24
+) -> npt.NDArray[np.float32]:
+    """Return `data` with the pixels of `bad` filled from their neighbours, ring by ring inwards.
+
+    Each pixel becomes the mean of its good neighbours, diagonal ones at half weight; what lies more than `rings`
+    pixels inside a masked region gets the good pixels' median.
+    """
+    width = data.shape[1]
+    filled = np.pad(data, 1)
+    left = np.pad(bad, 1, constant_values=True)
+    pitch = width + 2
+    values, unknown = filled.reshape(-1), left.reshape(-1)
+    todo = np.flatnonzero(bad)
+    todo = (todo // width + 1) * pitch + todo % width + 1
+    around = (-pitch - 1, -pitch, -pitch + 1, -1, 1, pitch - 1, pitch, pitch + 1)
+    nearness = (0.5, 1.0, 0.5, 1.0, 1.0, 0.5, 1.0, 0.5)
+    for _ in range(rings):
+        if not len(todo):
+            break
+        total, weight = np.zeros(len(todo)), np.zeros(len(todo))
+        for step, near in zip(around, nearness, strict=True):
+            known = ~unknown[todo + step]
+            total += near * np.where(known, values[todo + step], 0)
+            weight += near * known
+        reached = weight > 0
+        if not reached.any():
+            break
+        values[todo[reached]] = total[reached] / weight[reached]
+        unknown[todo[reached]] = False
+        todo = todo[~reached]
+    if len(todo):
+        sample = data[::7, ::7][~bad[::7, ::7]]
+        good = sample if len(sample) else data[~bad]
+        values[todo] = np.median(good) if len(good) else 0
+    return np.ascontiguousarray(filled[1:-1, 1:-1])

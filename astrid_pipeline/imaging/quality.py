@@ -16,18 +16,25 @@ from astrid_pipeline.imaging.moments import cut_stamps
 from astrid_pipeline.imaging.noise import (
     TOLERANCE,
     StarTransfer,
-    estimate_variance,
+    add_photons,
     find_gain,
     gain_from_stars,
     header_gain,
     noise_correlation,
     settle_gain,
     sky_ratio,
+    source_light,
 )
 from astrid_pipeline.imaging.peaks import TAPS, interpolate_stamps
 from astrid_pipeline.imaging.psf import fit_psf
 from astrid_pipeline.imaging.psf_model import PSF
-from astrid_pipeline.imaging.stars import detect_stars, measure_sources, saturation_above_sky
+from astrid_pipeline.imaging.stars import (
+    detect_stars,
+    measure_sources,
+    remember_sources,
+    remembered_sources,
+    saturation_above_sky,
+)
 
 #: What `prepare` leaves in meta; a frame that has all of it, and its planes, is not prepared again.
 _PREPARED = ("sky", "sky_sigma", "seeing", "noise_correlation")
@@ -83,14 +90,15 @@ def prepare(frame: Frame) -> Frame:
     if frame.variance is not None:
         variance, meta["noise_ratio"], meta["noise_error"] = _reconciled(data, frame.variance, usable)
     else:
-        variance = estimate_variance(data, sky, gain.value if gain else np.inf, mask)
+        light = source_light(data, sky, mask)
+        variance = add_photons(sky, light, gain.value if gain else np.inf)
     staged = Frame(data, variance, mask, frame.psf, frame.wcs, {**frame.meta, **meta})
-    psf = frame.psf
+    psf, sources = frame.psf, None
     if psf is None or frame.variance is None:
-        psf, stars = _psf_and_gain(staged, sky, wanted=frame.variance is None)
+        psf, stars, sources = _psf_and_gain(staged, sky, wanted=frame.variance is None)
         settled = settle_gain(gain, stars)
         if frame.variance is None and settled is not None and settled != gain:
-            variance = estimate_variance(data, sky, settled.value, mask)
+            variance = add_photons(sky, light, settled.value)
         gain = settled
     if frame.variance is None:
         _, meta["noise_error"] = sky_ratio(data, variance, usable)
@@ -103,7 +111,9 @@ def prepare(frame: Frame) -> Frame:
     elif frame.variance is None:
         meta["gain_source"] = "unknown: the noise has no part from the sources' photons"
     meta |= _psf_meta(psf)
-    return Frame(data, variance, mask, psf, frame.wcs, {**frame.meta, **meta})
+    prepared = Frame(data, variance, mask, psf, frame.wcs, {**frame.meta, **meta})
+    remember_sources(prepared, sources)
+    return prepared
 
 
 def is_prepared(frame: Frame) -> bool:
@@ -161,8 +171,13 @@ def _reconciled(data: Image, variance: Image, usable: npt.NDArray[np.bool_]) -> 
     return variance, ratio, spread
 
 
-def _psf_and_gain(frame: Frame, sky: Background, *, wanted: bool) -> tuple[PSF, StarTransfer | None]:
-    """Measure the PSF and, if wanted, what the stars' scatter about it says of the gain. A PSF given stays."""
+def _psf_and_gain(
+    frame: Frame, sky: Background, *, wanted: bool
+) -> tuple[PSF, StarTransfer | None, pd.DataFrame]:
+    """Measure the PSF and, if wanted, what the stars' scatter about it says of the gain. A PSF given stays.
+
+    Returns the sources as well.
+    """
     assert frame.variance is not None
     sources = measure_sources(frame.data, sky.rms, frame.mask, saturation=saturation_above_sky(frame))
     try:
@@ -170,12 +185,12 @@ def _psf_and_gain(frame: Frame, sky: Background, *, wanted: bool) -> tuple[PSF, 
     except PSFError:
         if frame.psf is None:
             raise
-        return frame.psf, None
+        return frame.psf, None, sources
     gain = None
     if wanted:
         noise = cut_stamps(np.square(sky.rms), np.rint(fit.x), np.rint(fit.y), fit.stamps.shape[1], fill=1.0)
         gain = gain_from_stars(fit.stamps, fit.model, fit.flux, noise, fit.fitted)
-    return (frame.psf if frame.psf is not None else fit.psf), gain
+    return (frame.psf if frame.psf is not None else fit.psf), gain, sources
 
 
 def assess(frame: Frame, catalogue: pd.DataFrame | None = None) -> Frame:
@@ -215,7 +230,9 @@ def assess(frame: Frame, catalogue: pd.DataFrame | None = None) -> Frame:
         # The PSF flux has the noise of 1 / sum(P²) pixels, wider where pixels share it.
         flux_err = frame.meta["sky_sigma"] * np.sqrt(frame.psf.noise_area()) * frame.meta["noise_correlation"]
         meta["depth"] = float(zero_point - 2.5 * np.log10(5 * flux_err))
-    return frame.replace(meta=meta)
+    assessed = frame.replace(meta=meta)
+    remember_sources(assessed, remembered_sources(frame))
+    return assessed
 
 
 def _zero_point(frame: Frame, catalogue: pd.DataFrame, scale: float) -> dict[str, Any]:

@@ -7,14 +7,14 @@ dimensions. Maps that turn by more than some degrees, or that shrink the image, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from astrid_pipeline.imaging.interpolation import FRACTIONS, Kernel, coefficients, kernel
+from astrid_pipeline.imaging.interpolation import FRACTIONS, Kernel, coefficients, fill_masked, kernel
 from astrid_pipeline.imaging.mask import Mask, MaskArray, is_set
+from astrid_pipeline.imaging.parallel import each, strips
 from astrid_pipeline.imaging.pixel_map import Floats, Lattice, PixelMap
 
 Image = npt.NDArray[np.float32]
@@ -73,8 +73,9 @@ def resample(
     """
     source = _Source(data, variance, mask, pixel_map)
     interpolation = kernel(method)
-    warped = _two_passes(source, interpolation) if source.is_gentle else _direct(source, interpolation)
-    return _finish(source, warped, interpolation.half)
+    target = _Target(source, interpolation.half)
+    (_two_passes if source.is_gentle else _direct)(source, interpolation, target)
+    return Resampled(target.data, target.variance, target.mask, target.covered / target.mask.size)
 
 
 class _Source:
@@ -120,42 +121,90 @@ class _Source:
         )
 
 
-def _two_passes(source: _Source, interpolation: Kernel) -> Image:
+class _Target:
+    """The planes that come out, filled strip by strip."""
+
+    def __init__(self, source: _Source, half: int) -> None:
+        self.source, self.half = source, half
+        self.x, self.y = (np.arange(n, dtype=float) for n in source.shape[::-1])
+        self.data = np.empty(source.shape, np.float32)
+        self.variance = None if source.variance is None else np.empty(source.shape, np.float32)
+        self.mask: MaskArray = np.zeros(source.shape, np.int32)
+        self.covered = 0
+        self._corners = _corners(source.mask).reshape(-1) if source.mask.any() else None
+        self._area = (
+            np.float32(source.area.mean()) if source.constant_area else source.area_map.table(self.y, self.x)
+        )
+
+    def finish(self, rows: slice, u: Floats, v: Floats) -> int:
+        """Scale the strip `rows`, whose pixels lie at (u, v) of the source, to the pixels' area; carry its mask.
+
+        Returns how many of its pixels the source covers. `u` and `v` are used up.
+        """
+        height, width = self.source.mask.shape
+        area = self._area if isinstance(self._area, np.float32) else self._area.rows(rows).astype(np.float32)
+        for plane in (self.data, self.variance):
+            if plane is not None:
+                plane[rows] *= area
+        covered, half = u.size, self.half
+        if min(u.min(), v.min()) < half - 1 or u.max() > width - half or v.max() > height - half:
+            inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+            whole = (u >= half - 1) & (u <= width - half) & (v >= half - 1) & (v <= height - half)
+            self.mask[rows] = np.where(whole, np.int32(0), np.int32(Mask.EDGE))
+            self.mask[rows] |= np.where(inside, np.int32(0), np.int32(Mask.NO_DATA))
+            self.data[rows][~inside] = 0
+            covered = int(np.count_nonzero(inside))
+            np.clip(u, 0, width - 1, out=u)
+            np.clip(v, 0, height - 1, out=v)
+        if self._corners is not None:
+            np.floor(v, out=v)
+            v *= width
+            v += u
+            # Cutting off what is left of u rounds down, the rows before being whole numbers.
+            self.mask[rows] |= np.take(self._corners, v.astype(np.intp), mode="clip")
+        return covered
+
+
+def _two_passes(source: _Source, interpolation: Kernel, target: _Target) -> None:
     """Interpolate down the columns, then along the rows."""
     height, width = source.shape
     half = interpolation.half
     plane = coefficients(source.data, PAD, prefilter=interpolation.prefilter)
     rows_in, columns_in = plane.shape
+    noise = None if source.variance is None else np.pad(source.variance, PAD, mode="edge").reshape(-1)
     # Source columns that some target pixel needs.
     extreme = source.x_map.rows(source.rows, source.columns)
     first = int(np.clip(np.floor(extreme.min()) - half, -PAD, source.data.shape[1] + PAD - 1))
     last = int(np.clip(np.ceil(extreme.max()) + half + 1, first + 1, source.data.shape[1] + PAD))
     # Positions in units of a tabulated fraction, from the mirrored border on: whole numbers of them are all one needs.
     j = np.arange(first, last, dtype=float)
-    x, y = np.arange(width, dtype=float), np.arange(height, dtype=float)
-    crossing = _crossings(source, first, last).scaled(FRACTIONS, FRACTIONS * PAD + 0.5).table(y, j)
-    x_map = source.x_map.scaled(FRACTIONS, 0.5 - FRACTIONS * first).table(y, x)
-    out = np.empty((height, width), np.float32)
-    strip = _strip(width)
-    down = _Taps(interpolation, (strip, len(j)))
-    along = _Taps(interpolation, (strip, width))
+    crossing = _crossings(source, first, last).scaled(FRACTIONS, FRACTIONS * PAD + 0.5).table(target.y, j)
+    x_map, y_map = source.x_map.table(target.y, target.x), source.y_map.table(target.y, target.x)
+    strip = max(2, STRIP // width)
     flat = plane.reshape(-1)
     column = np.arange(first + PAD, last + PAD, dtype=np.intp)
     line = np.arange(strip, dtype=np.intp)[:, None] * len(j)
-    for rows in _strips(height, strip):
-        middle = down.sum(flat, crossing.rows(rows), columns_in, rows_in, column)
-        out[rows] = along.sum(middle.reshape(-1), x_map.rows(rows), 1, len(j), line[: len(middle)])
-    return out
+    spare: list[tuple[_Taps, _Taps]] = []
 
+    def work(rows: slice) -> int:
+        # Work arrays are used again.
+        down, along = spare.pop() if spare else (
+            _Taps(interpolation, (strip, len(j))), _Taps(interpolation, (strip, width))
+        )  # fmt: skip
+        u, v = x_map.rows(rows), y_map.rows(rows)
+        down.locate(crossing.rows(rows), columns_in, rows_in, column)
+        where = u * FRACTIONS
+        where += 0.5 - FRACTIONS * first
+        along.locate(where, 1, len(j), line[: len(u)])
+        middle = down.sum(flat)
+        target.data[rows] = along.sum(middle.reshape(-1))
+        if noise is not None and target.variance is not None:
+            middle = down.linear(noise)
+            target.variance[rows] = along.linear(middle.reshape(-1))
+        spare.append((down, along))
+        return target.finish(rows, u, v)
 
-def _strip(width: int) -> int:
-    """Return how many rows of this width are treated at once."""
-    return max(2, STRIP // width)
-
-
-def _strips(height: int, strip: int) -> Iterator[slice]:
-    for start in range(0, height, strip):
-        yield slice(start, min(start + strip, height))
+    target.covered = sum(each(work, strips(height, strip)))
 
 
 def _crossings(source: _Source, first: int, last: int) -> Lattice:
@@ -178,22 +227,22 @@ def _crossings(source: _Source, first: int, last: int) -> Lattice:
 
 
 class _Taps:
-    """A one-dimensional weighted sum over a kernel's pixels at many positions, with its work arrays."""
+    """Weighted sums over a kernel's pixels along one axis, at many positions at once, with their work arrays."""
 
     def __init__(self, interpolation: Kernel, shape: tuple[int, int]) -> None:
         self.kernel = interpolation
-        self.index = np.empty(shape, np.intp)
-        self.fraction = np.empty(shape, np.intp)
+        self.index, self.fraction, self.at = (np.empty(shape, np.intp) for _ in range(3))
         self.pixel, self.weight, self.total = (np.empty(shape, np.float32) for _ in range(3))
+        self.rows, self.step = 0, 1
 
-    def sum(self, flat: Image, where: Floats, step: int, length: int, offset: npt.NDArray[np.intp]) -> Image:
-        """Return Σ_k w_k(p - floor p) flat[(floor p - half + 1 + k) * step + offset], p = where / FRACTIONS.
+    def locate(self, where: Floats, step: int, length: int, offset: npt.NDArray[np.intp]) -> None:
+        """Take the positions p = where / FRACTIONS, in pixels that lie `step` apart from `offset` on.
 
-        `where` holds half a unit more, so that cutting off rounds; p is kept within `length`.
+        `where`, which is used up, holds half a unit more, so that cutting off rounds; p is kept within `length`.
         """
-        n = len(where)
+        n = self.rows = len(where)
+        self.step = step
         index, fraction = self.index[:n], self.fraction[:n]
-        pixel, weight, total = self.pixel[:n], self.weight[:n], self.total[:n]
         half = self.kernel.half
         low, high = (half - 1) * FRACTIONS, (length - half) * FRACTIONS - 1
         if where.min() < low or where.max() > high:
@@ -201,23 +250,40 @@ class _Taps:
         np.copyto(index, where, casting="unsafe")
         np.bitwise_and(index, FRACTIONS - 1, out=fraction)
         index >>= FRACTIONS.bit_length() - 1
-        index -= half - 1
         if step != 1:
             index *= step
         index += offset
-        for k in range(2 * half):
-            np.take(flat, index, out=pixel, mode="clip")
+
+    def sum(self, flat: Image) -> Image:
+        """Return Σ_k w_k(p - floor p) flat[floor p - half + 1 + k]."""
+        n = self.rows
+        at, fraction = self.at[:n], self.fraction[:n]
+        pixel, weight, total = self.pixel[:n], self.weight[:n], self.total[:n]
+        np.subtract(self.index[:n], (self.kernel.half - 1) * self.step, out=at)
+        for k in range(2 * self.kernel.half):
+            np.take(flat[k * self.step :], at, out=pixel, mode="clip")
             np.take(self.kernel.weights[k], fraction, out=weight, mode="clip")
             if k == 0:
                 np.multiply(pixel, weight, out=total)
             else:
                 pixel *= weight
                 total += pixel
-            index += step
+        return total
+
+    def linear(self, flat: Image) -> Image:
+        """Return the straight line between the two pixels around p."""
+        n = self.rows
+        index, pixel, weight, total = self.index[:n], self.pixel[:n], self.weight[:n], self.total[:n]
+        np.take(flat, index, out=total, mode="clip")
+        np.take(flat[self.step :], index, out=pixel, mode="clip")
+        pixel -= total
+        np.multiply(self.fraction[:n], np.float32(1 / FRACTIONS), out=weight, casting="unsafe")
+        pixel *= weight
+        total += pixel
         return total
 
 
-def _direct(source: _Source, interpolation: Kernel) -> Image:
+def _direct(source: _Source, interpolation: Kernel, target: _Target) -> None:
     """Interpolate over a square of pixels around each position; where the map shrinks, over a wider one."""
     height, width = source.shape
     widen = source.scale if source.scale > SHRINKS else 1.0
@@ -229,16 +295,15 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
     plane = coefficients(source.data, pad, prefilter=prefilter)
     rows_in, columns_in = plane.shape
     flat = plane.reshape(-1)
-    x, y = np.arange(width, dtype=float), np.arange(height, dtype=float)
-    out = np.empty((height, width), np.float32)
     taps = np.arange(-reach + 1, reach + 1)
-    x_map, y_map = source.x_map.table(y, x), source.y_map.table(y, x)
-    for rows in _strips(height, _strip(width)):
-        u, v = x_map.rows(rows) + pad, y_map.rows(rows) + pad
-        np.clip(u, reach - 1, columns_in - reach - 1, out=u)
-        np.clip(v, reach - 1, rows_in - reach - 1, out=v)
-        i, j = np.floor(u), np.floor(v)
-        weights_u, weights_v = (_weights(used, part, taps, widen) for part in (u - i, v - j))
+    x_map, y_map = source.x_map.table(target.y, target.x), source.y_map.table(target.y, target.x)
+
+    def work(rows: slice) -> int:
+        u, v = x_map.rows(rows), y_map.rows(rows)
+        at_u = np.clip(u + pad, reach - 1, columns_in - reach - 1)
+        at_v = np.clip(v + pad, reach - 1, rows_in - reach - 1)
+        i, j = np.floor(at_u), np.floor(at_v)
+        weights_u, weights_v = (_weights(used, part, taps, widen) for part in (at_u - i, at_v - j))
         index = j.astype(np.intp) * columns_in + i.astype(np.intp)
         total = np.zeros(u.shape, np.float32)
         for a, row in enumerate(taps):
@@ -246,8 +311,12 @@ def _direct(source: _Source, interpolation: Kernel) -> Image:
             for b, column in enumerate(taps):
                 line += weights_u[b] * np.take(flat, index + (row * columns_in + column), mode="clip")
             total += weights_v[a] * line
-        out[rows] = total
-    return out
+        target.data[rows] = total
+        if source.variance is not None and target.variance is not None:
+            target.variance[rows] = _bilinear(source.variance, u, v)
+        return target.finish(rows, u, v)
+
+    target.covered = sum(each(work, strips(height, max(2, STRIP // width))))
 
 
 def _weights(used: Kernel, fraction: Floats, taps: npt.NDArray[np.int_], widen: float) -> list[Image]:
@@ -265,56 +334,13 @@ def _weights(used: Kernel, fraction: Floats, taps: npt.NDArray[np.int_], widen: 
     return [(w / total).astype(np.float32) for w in weights]
 
 
-def _finish(source: _Source, warped: Image, half: int) -> Resampled:
-    """Scale to the pixels' area, and carry variance and mask."""
-    height, width = source.shape
-    h_in, w_in = source.mask.shape
-    x, y = np.arange(width, dtype=float), np.arange(height, dtype=float)
-    mask = np.zeros((height, width), np.int32)
-    variance = None if source.variance is None else np.empty((height, width), np.float32)
-    corners = _corners(source.mask).reshape(-1) if source.mask.any() else None
-    x_map, y_map, area_map = (m.table(y, x) for m in (source.x_map, source.y_map, source.area_map))
-    covered = 0
-    area: Image = np.float32(source.area.mean())  # type: ignore[assignment]  # one number where it is constant
-    for rows in _strips(height, _strip(width)):
-        u, v = x_map.rows(rows), y_map.rows(rows)
-        if not source.constant_area:
-            area = area_map.rows(rows).astype(np.float32)
-        warped[rows] *= area
-        i, j = np.floor(u), np.floor(v)
-        # Most strips lie wholly inside.
-        low, high = min(i.min(), j.min()), max(i.max() - w_in, j.max() - h_in)
-        inside: npt.NDArray[np.bool_] | None = None
-        if low < half - 1 or high > -half - 1:
-            inside = (u > -0.5) & (u < w_in - 0.5) & (v > -0.5) & (v < h_in - 0.5)
-            whole = (u >= half - 1) & (u <= w_in - half) & (v >= half - 1) & (v <= h_in - half)
-            np.clip(i, 0, w_in - 1, out=i)
-            np.clip(j, 0, h_in - 1, out=j)
-            mask[rows] = np.where(whole, np.int32(0), np.int32(Mask.EDGE))
-            mask[rows] |= np.where(inside, np.int32(0), np.int32(Mask.NO_DATA))
-            warped[rows][~inside] = 0
-        u -= i
-        v -= j
-        if corners is not None or variance is not None:
-            j *= w_in
-            j += i
-            index = j.astype(np.intp)
-        if corners is not None:
-            mask[rows] |= np.take(corners, index, mode="clip")
-        covered += u.size if inside is None else int(np.count_nonzero(inside))
-        if variance is not None and source.variance is not None:
-            variance[rows] = _bilinear(source.variance, index, u, v)
-            variance[rows] *= area
-    return Resampled(warped, variance, mask, covered / mask.size)
-
-
-def _bilinear(plane: Image, index: npt.NDArray[np.intp], u: Floats, v: Floats) -> Image:
-    """Return the linear interpolation of `plane` at fractions (u, v) right of and below the pixels `index`.
-
-    Fractions beyond 0 to 1, at the border, mean the nearest pixel.
-    """
-    flat, pitch = plane.reshape(-1), plane.shape[1]
-    du, dv = np.clip(u, 0, 1).astype(np.float32), np.clip(v, 0, 1).astype(np.float32)
+def _bilinear(plane: Image, u: Floats, v: Floats) -> Image:
+    """Return the linear interpolation of `plane` at columns u and rows v; beyond its border, the nearest pixel."""
+    height, width = plane.shape
+    u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
+    i, j = np.floor(u), np.floor(v)
+    flat, index = plane.reshape(-1), j.astype(np.intp) * width + i.astype(np.intp)
+    du, dv = (u - i).astype(np.float32), (v - j).astype(np.float32)
 
     def along(first: npt.NDArray[np.intp]) -> Image:
         left = np.take(flat, first, mode="clip")
@@ -324,7 +350,7 @@ def _bilinear(plane: Image, index: npt.NDArray[np.intp], u: Floats, v: Floats) -
         left += right
         return left
 
-    top, bottom = along(index), along(index + pitch)
+    top, bottom = along(index), along(index + width)
     bottom -= top
     bottom *= dv
     top += bottom
@@ -337,39 +363,3 @@ def _corners(mask: MaskArray) -> MaskArray:
     out[:, :-1] |= mask[:, 1:]
     out[:-1] |= out[1:].copy()
     return out
-
-
-def fill_masked(data: Image, bad: npt.NDArray[np.bool_], *, rings: int = 24) -> Image:
-    """Return `data` with the pixels of `bad` filled from their neighbours, ring by ring inwards.
-
-    Each pixel becomes the mean of its good neighbours, diagonal ones at half weight; what lies more than `rings`
-    pixels inside a masked region gets the good pixels' median.
-    """
-    width = data.shape[1]
-    filled = np.pad(data, 1)
-    left = np.pad(bad, 1, constant_values=True)
-    pitch = width + 2
-    values, unknown = filled.reshape(-1), left.reshape(-1)
-    todo = np.flatnonzero(bad)
-    todo = (todo // width + 1) * pitch + todo % width + 1
-    around = (-pitch - 1, -pitch, -pitch + 1, -1, 1, pitch - 1, pitch, pitch + 1)
-    nearness = (0.5, 1.0, 0.5, 1.0, 1.0, 0.5, 1.0, 0.5)
-    for _ in range(rings):
-        if not len(todo):
-            break
-        total, weight = np.zeros(len(todo)), np.zeros(len(todo))
-        for step, near in zip(around, nearness, strict=True):
-            known = ~unknown[todo + step]
-            total += near * np.where(known, values[todo + step], 0)
-            weight += near * known
-        reached = weight > 0
-        if not reached.any():
-            break
-        values[todo[reached]] = total[reached] / weight[reached]
-        unknown[todo[reached]] = False
-        todo = todo[~reached]
-    if len(todo):
-        sample = data[::7, ::7][~bad[::7, ::7]]
-        good = sample if len(sample) else data[~bad]
-        values[todo] = np.median(good) if len(good) else 0
-    return np.ascontiguousarray(filled[1:-1, 1:-1])

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import convolve
 
 from astrid_pipeline.imaging.background import measure_background
+from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.noise import (
     Gain,
     StarTransfer,
@@ -16,6 +17,7 @@ from astrid_pipeline.imaging.noise import (
     noise_correlation,
     settle_gain,
     sky_ratio,
+    source_light,
 )
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline_tests.imaging.moffat_fields import moffat, star_field
@@ -136,3 +138,26 @@ def test_structure_of_the_sky_is_not_taken_for_correlated_noise() -> None:
 def test_a_frame_without_sky_has_correlation_one() -> None:
     psf = PSF.from_stamp(moffat(5, 2.4), (64, 64))
     assert noise_correlation(np.ones((64, 64)), np.ones((64, 64)), np.zeros((64, 64), bool), psf) == 1.0
+
+
+def test_the_light_of_sources_is_the_mean_of_nine_pixels() -> None:
+    """Against scipy's convolution of the whole frame, over the seams of the strips and at the borders."""
+    field = star_field(150, 60)
+    sky = measure_background(field.data)
+    data = field.data - sky.level
+    mask = np.zeros(data.shape, np.int32)
+    mask[31:33, 40:44] = int(Mask.COSMIC_RAY)
+    light = np.where(mask != 0, 0, data).astype(float)
+    wanted = convolve(light, np.full((3, 3), 1 / 9), mode="nearest")
+    wanted = np.maximum(np.where(light > 10 * sky.rms, np.maximum(wanted, light), wanted), 0) * sky.objects
+    np.testing.assert_allclose(source_light(data, sky, mask), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_the_spread_of_a_noise_model_is_found_on_many_blocks_too() -> None:
+    """2048 rows of blocks are more than are looked at: what is left out changes nothing."""
+    rng = np.random.default_rng(5)
+    sigma = np.where(np.arange(2048) // 64 % 2, 1.1, 0.9).astype(np.float32)[:, None]
+    data = (rng.normal(0, 1, (2048, 1024)) * sigma).astype(np.float32)
+    ratio, spread = sky_ratio(data, np.ones_like(data), np.ones(data.shape, bool))
+    assert ratio == pytest.approx(1, abs=0.12)
+    assert spread == pytest.approx(0.148, abs=0.02)

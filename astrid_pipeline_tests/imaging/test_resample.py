@@ -6,10 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter1d
 
-from astrid_pipeline.imaging.interpolation import coefficients, kernel, noise_widening, to_coefficients
+from astrid_pipeline.imaging.interpolation import (
+    coefficients,
+    fill_masked,
+    kernel,
+    noise_widening,
+    to_coefficients,
+)
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.pixel_map import PixelMap
-from astrid_pipeline.imaging.resample import fill_masked, resample
+from astrid_pipeline.imaging.resample import resample
 from astrid_pipeline_tests.imaging.star_fields import draw, gaussian_psf
 
 SHAPE = (120, 150)
@@ -291,3 +297,47 @@ def test_a_frame_all_masked_is_not_fatal() -> None:
     )
     assert np.isfinite(out.data).all()
     assert ((out.mask & int(Mask.NO_DATA)) != 0).all()
+
+
+@pytest.mark.parametrize("turn", [0.3, 40.0])
+def test_several_threads_give_the_same(turn: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    data = rng.normal(0, 1, (190, 210)).astype(np.float32)
+    mask = (rng.random(data.shape) < 0.01).astype(np.int32) * int(Mask.BAD_PIXEL)
+    angle = np.radians(turn)
+
+    def function(x, y):  # type: ignore[no-untyped-def]
+        x, y = np.asarray(x, float) - 100, np.asarray(y, float) - 90
+        return (
+            100.3 + np.cos(angle) * x - np.sin(angle) * y,
+            90.6 + np.sin(angle) * x + np.cos(angle) * y,
+        )
+
+    pixel_map = PixelMap.tabulate(function, (160, 3000 if turn < 1 else 180))
+    results = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        results.append(resample(data, np.abs(data) + 1, mask, pixel_map))
+    for name in ("data", "variance", "mask", "coverage"):
+        np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
+
+
+def test_the_variance_is_the_straight_line_between_pixels() -> None:
+    """Against the bilinear sum written out, on a map that shifts and stretches a little."""
+    rng = np.random.default_rng(4)
+    variance = rng.uniform(1, 3, (80, 90)).astype(np.float32)
+
+    def function(x, y):  # type: ignore[no-untyped-def]
+        return np.asarray(x, float) * 1.001 + 0.37 + 0 * np.asarray(y), np.asarray(y, float) * 0.999 + 0.21
+
+    pixel_map = PixelMap.tabulate(function, (70, 80))
+    moved = resample(variance, variance, np.zeros(variance.shape, np.int32), pixel_map)
+    area = 1.001 * 0.999
+    assert moved.variance is not None
+    for y, x in rng.integers(5, 65, (50, 2)):
+        u, v = (float(a) for a in function(x, y))
+        i, j = int(u), int(v)
+        du, dv = u - i, v - j
+        wanted = (1 - dv) * ((1 - du) * variance[j, i] + du * variance[j, i + 1])
+        wanted += dv * ((1 - du) * variance[j + 1, i] + du * variance[j + 1, i + 1])
+        assert moved.variance[y, x] == pytest.approx(area * wanted, rel=1e-3)

@@ -149,3 +149,22 @@ def test_stamps_beyond_the_edge_are_filled() -> None:
     assert stamps[0].tolist() == [[-1, -1, -1], [-1, 0, 1], [-1, 6, 7]]
     assert stamps[1].tolist() == [[22, 23, -1], [28, 29, -1], [-1, -1, -1]]
     assert stamps[2].tolist() == image[1:4, 1:4].tolist()
+
+
+def test_a_prepared_frames_stars_are_those_that_a_fresh_search_finds() -> None:
+    from astrid_pipeline.imaging.quality import prepare
+
+    field = star_field(512, 300)
+    ready = prepare(Frame(field.data, meta={"gain": 1.0, "read_noise": 5.0}))
+    kept, fresh = detect_stars(ready), detect_stars(ready.replace())
+    assert list(kept.columns) == list(fresh.columns)
+    tree = cKDTree(kept[["x", "y"]])
+    distance, index = tree.query(fresh[["x", "y"]])
+    near = distance < 0.02
+    # The search against the sky's noise alone sees a little deeper beside bright stars.
+    assert near.mean() > 0.97
+    assert abs(len(kept) - len(fresh)) <= 0.05 * len(fresh)
+    errors = kept["flux_err"].to_numpy()[index[near]] / fresh["flux_err"].to_numpy()[near]
+    assert np.median(errors) == pytest.approx(1, abs=0.02)
+    # A bright star's error holds its own photons either way.
+    assert np.abs(errors - 1).max() < 0.3
