@@ -42,8 +42,8 @@ format: environment ## Put the code into the house style
 	@$(PYTHON) -m ruff check --fix astrid_pipeline astrid_pipeline_tests
 	@$(PYTHON) -m ruff format astrid_pipeline astrid_pipeline_tests
 
-bench: environment ## Measure accuracy and speed of the differencing
-	@$(PYTHON) -m astrid_pipeline_tests.benchmarks
+bench: environment ## Measure the differencing beside its peers (BENCH_ARGS=--full: longer)
+	@$(PYTHON) -m astrid_pipeline_tests.benchmarks $(BENCH_ARGS)
 
 readme: environment ## Write the README's configuration table from the settings
 	@$(PYTHON) scripts/readme.py

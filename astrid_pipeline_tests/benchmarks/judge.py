@@ -1,198 +1,234 @@
-"""What a significance image is worth, by the truth of the pair that it was made from."""
+"""What a significance image and its tables are worth, by the truth of the pair that they were made from."""
 
 from __future__ import annotations
 
-import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
-from scipy.special import ndtr
+from scipy.spatial import cKDTree
 
-from astrid_pipeline.imaging.photometry import interpolate
-from astrid_pipeline.simulation import SimulatedPair
+from astrid_pipeline_tests.benchmarks.ideal import DISC, ideal
+from astrid_pipeline_tests.benchmarks.known import Floats, KnownPair
 
 THRESHOLD = 5.0
-#: Bins of true S/N in which completeness is told.
-BINS = ((5.0, 7.0), (7.0, 10.0), (10.0, 50.0))
 #: A peak belongs to a change within this many pixels of it.
 RADIUS = 2.0
 #: Changes reach this far: peaks within are neither false nor true of anything else.
 NEIGHBOURHOOD = 10.0
 #: Peaks within this distance of a planted artefact are its own.
 ARTEFACT_RADIUS = 6.0
+#: The ideal statistic is asked for changes below this S/N; above, everything is found.
+IDEAL_BELOW = 12.0
+#: Changes this close to unusable or spoiled pixels are not judged: what could be measured of them is no question of
+#: the subtraction.
+SPOILED_RADIUS = 3
+
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass
 class Outcome:
     """What one method made of one pair.
 
-    `score` has unit variance if the method says so; `masked` is where it says nothing; `flux` and `flux_err` are None
-    if the method measures none.
+    Attributes
+    ----------
+    score:
+        (height, width), of unit variance if the method says so; None if it gives only a table.
+    masked:
+        Where the method says nothing.
+    seconds:
+        Processor time of the subtraction itself.
+    photometry:
+        (x, y) → (flux, its error) at given places; None if the method measures none.
+    candidates:
+        The method's own table: x, y, flux, flux_err, sign, flags; None if it has none.
+    solved:
+        What the method says of itself, for the record.
     """
 
-    score: np.ndarray
-    masked: np.ndarray
+    score: npt.NDArray[np.floating] | None
+    masked: Bools
     seconds: float
-    flux: np.ndarray | None = None
-    flux_err: np.ndarray | None = None
+    photometry: Callable[[Floats, Floats], tuple[Floats, Floats]] | None = None
+    candidates: pd.DataFrame | None = None
+    solved: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Grounds:
+    """What is true of a pair, worked out once for all methods."""
+
+    known: KnownPair
+    changes: pd.DataFrame
+    near_change: Bools
+    near_artefact: Bools
+    spoiled: Bools
+
+    @classmethod
+    def of(cls, known: KnownPair) -> Grounds:
+        """Work them out."""
+        pair = known.pair
+        shape = pair.science.shape
+        changes = pair.changes
+        inside = changes.x.between(8, shape[1] - 9) & changes.y.between(8, shape[0] - 9)
+        near = np.ones(shape, bool)
+        at = _pixels(changes[inside])
+        near[at] = False
+        near = ndimage.distance_transform_edt(near) < NEIGHBOURHOOD
+        # What saturates is masked for every method, and no artefact that calibration would have to find.
+        handed = (pair.science.mask != 0) | (pair.reference.mask != 0)
+        planted = (pair.artefacts != 0) & ~handed
+        beside = (
+            ndimage.distance_transform_edt(~planted) < ARTEFACT_RADIUS
+            if planted.any()
+            else np.zeros(shape, bool)
+        )
+        spoiled = ndimage.binary_dilation(planted | handed, iterations=SPOILED_RADIUS)
+        changes = changes[inside].reset_index(drop=True)
+        changes["spoiled"] = spoiled[_pixels(changes)]
+        changes = pd.concat([changes, _ideal(known, changes)], axis=1)
+        return cls(known, changes, near, beside, spoiled)
+
+
+def _ideal(known: KnownPair, changes: pd.DataFrame) -> pd.DataFrame:
+    """Return the ideal statistic's columns; NaN where it is not asked."""
+    out = pd.DataFrame({"ideal_peak": np.nan, "bound": np.nan}, index=changes.index)
+    if known.correlated:
+        return out
+    asked = (changes.snr < IDEAL_BELOW).to_numpy()
+    found = ideal(known, changes[asked])
+    out.loc[asked, "ideal_peak"] = found["peak"].to_numpy()
+    # The bound hangs on PSFs and noise, not on the change: the brighter ones' is the others' median.
+    out["bound"] = found["bound"].median() if len(found) else np.nan
+    return out
+
+
+def _pixels(table: pd.DataFrame) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.rint(table.y).to_numpy(int), np.rint(table.x).to_numpy(int)
 
 
 @dataclass
-class Tally:
-    """Sums over pairs."""
+class Verdict:
+    """What one method made of one pair, in numbers that can be added up."""
 
-    pixels: int = 0
-    masked: int = 0
-    clean: int = 0
-    moments: np.ndarray = field(default_factory=lambda: np.zeros(5))  # n, Σs, Σs², Σs³, Σs⁴
-    false_positive: int = 0
-    false_negative: int = 0
-    on_artefacts: int = 0
-    seconds: float = 0.0
-    rows: list[pd.DataFrame] = field(default_factory=list)
+    pixels: int
+    masked: int
+    clean: int
+    moments: Floats  # n, Σs, Σs², Σs³, Σs⁴ where nothing changed
+    false: pd.DataFrame  # x, y, value, sign, artefact: peaks that are no change
+    table_false: pd.DataFrame  # the same of the method's own table, with flags
+    rows: pd.DataFrame  # a row a change
+    seconds: float
+    solved: dict[str, Any]
 
-    def add(self, pair: SimulatedPair, outcome: Outcome) -> None:
-        """Judge one pair."""
-        changes = pair.changes
-        score, masked = outcome.score, outcome.masked
-        shape = score.shape
-        near = np.ones(shape, bool)
-        column = np.clip(np.rint(changes.x).astype(int), 0, shape[1] - 1)
-        row = np.clip(np.rint(changes.y).astype(int), 0, shape[0] - 1)
-        near[row, column] = False
-        near = ndimage.distance_transform_edt(near) < NEIGHBOURHOOD
-        artefacts = pair.artefacts != 0
-        art = ndimage.distance_transform_edt(~artefacts) < ARTEFACT_RADIUS if artefacts.any() else artefacts
-        clean = ~masked & ~near & ~art
-        values = score[clean].astype(np.float64)
-        self.moments += [len(values), *((values**k).sum() for k in (1, 2, 3, 4))]
-        self.pixels += score.size
-        self.masked += int(masked.sum())
-        self.clean += int(clean.sum())
-        self.seconds += outcome.seconds
-        for sign in (1, -1):
-            image = sign * score
-            peak = (ndimage.maximum_filter(image, 7) == image) & (image > THRESHOLD) & ~masked & ~near
-            count = int((peak & ~art).sum())
-            if sign > 0:
-                self.false_positive += count
-                self.on_artefacts += int((peak & art).sum())
-            else:
-                self.false_negative += count
-        self.rows.append(self._measure(changes, column, row, masked, artefacts, outcome))
 
-    def _measure(
-        self,
-        changes: pd.DataFrame,
-        column: np.ndarray,
-        row: np.ndarray,
-        masked: np.ndarray,
-        artefacts: np.ndarray,
-        outcome: Outcome,
-    ) -> pd.DataFrame:
-        peak = ndimage.maximum_filter(outcome.score, footprint=_disc(RADIUS))
-        usable = ~masked[row, column] & ~ndimage.binary_dilation(artefacts, iterations=2)[row, column]
-        table = pd.DataFrame(
-            {
-                "snr": changes.snr.to_numpy(),
-                "flux": changes.flux.to_numpy(),
-                "on_galaxy": changes.on_galaxy.to_numpy(bool),
-                "peak": peak[row, column],
-            }
-        )
-        if outcome.flux is not None and outcome.flux_err is not None:
-            table["measured"] = interpolate(outcome.flux, changes.x.to_numpy(), changes.y.to_numpy())
-            table["error"] = outcome.flux_err[row, column]
-        return table[usable]
+def judge(grounds: Grounds, outcome: Outcome) -> Verdict:
+    """Judge one method's outcome of one pair."""
+    masked = outcome.masked
+    clean = ~masked & ~grounds.near_change & ~grounds.near_artefact
+    moments = np.zeros(5)
+    false = _NO_PEAKS
+    rows = grounds.changes.drop(columns=["ra", "dec"], errors="ignore")
+    rows = rows[["x", "y", "snr", "flux", "on_galaxy", "spoiled", "ideal_peak", "bound"]].copy()
+    rows["masked"] = masked[_pixels(rows)]
+    rows["width"] = _gaussian_width(grounds)
+    if outcome.score is not None:
+        values = outcome.score[clean].astype(np.float64)
+        moments = np.array([len(values), *((values**k).sum() for k in (1, 2, 3, 4))])
+        false = pd.concat([_false(sign * outcome.score, sign, masked, grounds) for sign in (1, -1)])
+        sign = np.sign(rows.flux.to_numpy())
+        up, down = (ndimage.maximum_filter(s * outcome.score, footprint=DISC)[_pixels(rows)] for s in (1, -1))
+        rows["peak"] = np.where(sign > 0, up, down)
+    if outcome.photometry is not None:
+        flux, error = outcome.photometry(rows.x.to_numpy(), rows.y.to_numpy())
+        rows["measured"], rows["error"] = flux, error
+    table_false = _NO_PEAKS.assign(flags=np.zeros(0, int))
+    if outcome.candidates is not None:
+        table_false = _match(rows, outcome.candidates, grounds)
+        if outcome.score is None:
+            rows["peak"] = np.where(rows["found"], np.inf, -np.inf)
+            false = table_false
+    return Verdict(
+        masked.size,
+        int(masked.sum()),
+        int(clean.sum()),
+        moments,
+        false,
+        table_false,
+        rows,
+        outcome.seconds,
+        outcome.solved,
+    )
 
-    def figures(self) -> dict[str, Any]:
-        """Return the numbers of the table, with 68 % intervals where they are shares."""
-        n, s1, s2, s3, s4 = self.moments
-        mean = s1 / n
-        variance = s2 / n - mean**2
-        fourth = s4 / n - 4 * mean * s3 / n + 6 * mean**2 * s2 / n - 3 * mean**4
-        mega = self.clean / 1e6
-        rows = pd.concat(self.rows, ignore_index=True)
-        out: dict[str, Any] = {
-            "score_sigma": math.sqrt(variance),
-            "score_kurtosis": fourth / variance**2 - 3,
-            "masked_fraction": self.masked / self.pixels,
-            "false_positives_per_megapixel": self.false_positive / mega,
-            "false_positives": self.false_positive,
-            "false_negatives_per_megapixel": self.false_negative / mega,
-            "on_artefacts_per_megapixel": self.on_artefacts / (self.pixels / 1e6),
-            "core_seconds_per_megapixel": self.seconds / (self.pixels / 2**20),
-            "megapixels": self.pixels / 2**20,
+
+_NO_PEAKS = pd.DataFrame(
+    {name: np.zeros(0) for name in ("x", "y", "value", "sign")} | {"artefact": np.zeros(0, bool)}
+)
+
+
+def _gaussian_width(grounds: Grounds) -> Floats:
+    """Return the Gaussian width of the true science PSF at each change, px."""
+    psf, changes = grounds.known.pair.science_psf, grounds.changes
+    if psf.is_constant:
+        return np.full(len(changes), psf.fwhm() / 2.3548)
+    at = zip(changes.x, changes.y, strict=True)
+    return np.array([psf.fwhm(float(x), float(y)) / 2.3548 for x, y in at])
+
+
+def _false(image: npt.NDArray[np.floating], sign: int, masked: Bools, grounds: Grounds) -> pd.DataFrame:
+    """Return the pixels that are the largest of their 7 × 7 neighbourhood, over the threshold, and no change."""
+    high = (image > THRESHOLD) & ~masked & ~grounds.near_change
+    y, x = np.nonzero(high & (ndimage.maximum_filter(image, 7) == image))
+    return pd.DataFrame(
+        {
+            "x": x.astype(float),
+            "y": y.astype(float),
+            "value": image[y, x].astype(float),
+            "sign": float(sign),
+            "artefact": grounds.near_artefact[y, x],
         }
-        for low, high in BINS:
-            inside = rows[(rows.snr >= low) & (rows.snr < high)]
-            out[f"completeness_{low:g}_{high:g}"] = share(int((inside.peak > THRESHOLD).sum()), len(inside))
-            # What Gaussian noise at the exact position would give: the ideal statistic of the same pixels.
-            out[f"ideal_{low:g}_{high:g}"] = (
-                float(ndtr(inside.snr - THRESHOLD).mean()) if len(inside) else None
-            )
-        for name, part in (("sky", rows[~rows.on_galaxy]), ("galaxies", rows[rows.on_galaxy])):
-            out[f"half_snr_{name}"] = half_point(part)
-        if "measured" in rows:
-            bright, fair = rows[rows.snr > 15], rows[rows.snr > 5]
-            out["flux_bias"] = median_and_error(bright.measured / bright.flux - 1)
-            out["pull"] = width_and_error((fair.measured - fair.flux) / fair.error)
-            on = fair[fair.on_galaxy]
-            out["pull_galaxies"] = width_and_error((on.measured - on.flux) / on.error)
-        return out
+    )
 
 
-def _disc(radius: float) -> np.ndarray:
-    r = int(radius)
-    y, x = np.mgrid[-r : r + 1, -r : r + 1]
-    return np.asarray(np.hypot(y, x) <= radius)
+def _match(rows: pd.DataFrame, candidates: pd.DataFrame, grounds: Grounds) -> pd.DataFrame:
+    """Give each change the table's brightest row of its sign within `RADIUS`; return the rows of no change."""
+    for name in ("t_x", "t_y", "t_flux", "t_err"):
+        rows[name] = np.nan
+    rows["found"], rows["t_flags"] = False, 0
+    if len(candidates):
+        tree = cKDTree(candidates[["x", "y"]].to_numpy(float))
+        values = candidates[["x", "y", "flux", "flux_err", "sign", "flags"]].to_numpy(float)
+        for i, near in enumerate(tree.query_ball_point(rows[["x", "y"]].to_numpy(float), RADIUS)):
+            same = [j for j in near if values[j, 4] == np.sign(rows.flux.iat[i])]
+            if same:
+                best = max(same, key=lambda j: abs(values[j, 2]))
+                rows.loc[rows.index[i], ["t_x", "t_y", "t_flux", "t_err"]] = values[best, :4]
+                rows.loc[rows.index[i], ["found", "t_flags"]] = [True, int(values[best, 5])]
+    shape = grounds.near_change.shape
+    row = np.clip(np.rint(candidates.y).to_numpy(int), 0, shape[0] - 1)
+    column = np.clip(np.rint(candidates.x).to_numpy(int), 0, shape[1] - 1)
+    value = candidates["snr"] if "snr" in candidates else candidates.flux / candidates.flux_err
+    out = pd.DataFrame(
+        {
+            "x": candidates.x.to_numpy(float),
+            "y": candidates.y.to_numpy(float),
+            "value": np.abs(value.to_numpy(float)),
+            "sign": candidates["sign"].to_numpy(float),
+            "flags": candidates["flags"].to_numpy(int),
+            "artefact": grounds.near_artefact[row, column],
+        }
+    )
+    return out[~grounds.near_change[row, column]].reset_index(drop=True)
 
 
-def share(k: int, n: int) -> dict[str, float | int | None]:
-    """Return a share with its 68 % Wilson interval."""
-    from astropy.stats import binom_conf_interval
-
-    if not n:
-        return {"value": None, "low": None, "high": None, "n": 0}
-    low, high = binom_conf_interval(k, n, interval="wilson")
-    return {"value": k / n, "low": float(low), "high": float(high), "n": n}
-
-
-def half_point(rows: pd.DataFrame) -> float | None:
-    """Return the S/N at which half of the changes are found, by a logistic curve through all of them."""
-    from scipy.optimize import minimize
-
-    rows = rows[(rows.snr > 3) & (rows.snr < 12)]
-    if len(rows) < 30:
-        return None
-    snr, found = rows.snr.to_numpy(float), (rows.peak > THRESHOLD).to_numpy(float)
-
-    def loss(p: np.ndarray) -> float:
-        t = (snr - p[0]) * np.exp(p[1])
-        return float(np.logaddexp(0, t).sum() - (found * t).sum())
-
-    return float(minimize(loss, [5.0, 1.0], method="Nelder-Mead").x[0])
-
-
-def median_and_error(values: pd.Series) -> dict[str, float | int | None]:
-    """Return the median and its standard error."""
-    if len(values) < 5:
-        return {"value": None, "error": None, "n": len(values)}
-    low, high = np.percentile(values, [15.87, 84.13])
-    return {
-        "value": float(np.median(values)),
-        "error": float(1.253 * (high - low) / 2 / math.sqrt(len(values))),
-        "n": len(values),
-    }
-
-
-def width_and_error(values: pd.Series) -> dict[str, float | int | None]:
-    """Return the width of pulls (half the distance of the 16th and 84th percentile) and its standard error."""
-    if len(values) < 10:
-        return {"value": None, "error": None, "n": len(values)}
-    low, high = np.percentile(values, [15.87, 84.13])
-    width = float(high - low) / 2
-    return {"value": width, "error": width / math.sqrt(1.3 * len(values)), "n": len(values)}
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a call returns and the processor time it took, s."""
+    started = time.process_time()
+    result = run()
+    return result, time.process_time() - started

@@ -1,0 +1,158 @@
+"""Every method on the same simulated pairs, many pairs at once on the cores that are free."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from astrid_pipeline.errors import AstridError
+from astrid_pipeline_tests.benchmarks.figures import Figure, figures
+from astrid_pipeline_tests.benchmarks.judge import Grounds, Verdict, judge
+from astrid_pipeline_tests.benchmarks.known import CROWD, known_pair
+from astrid_pipeline_tests.benchmarks.methods import SLOW, available, ready
+from astrid_pipeline_tests.benchmarks.peers import PeerError
+
+#: What a method may fail with on a pair without ending the comparison: it is named, with its error.
+FAILURES = (AstridError, PeerError, ValueError, TypeError, ArithmeticError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pair, and the methods that get it."""
+
+    case: str
+    index: int
+    seed: int
+    side: int
+    methods: tuple[str, ...]
+    variance: str = "data"
+    crowd: float = CROWD
+
+
+@dataclass
+class Result:
+    """What came of a task: verdicts by method, or the error of a method that failed."""
+
+    task: Task
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def work(task: Task) -> Result:
+    """Make the pair, prepare both frames once, and judge each method on them."""
+    import torch
+
+    torch.set_num_threads(1)
+    known = known_pair(
+        task.case, task.seed, task.index, task.side, variance=task.variance, transients=task.crowd
+    )
+    result = Result(task)
+    frames = [ready(frame) for frame in (known.pair.science, known.pair.reference)]
+    grounds = Grounds.of(known)
+    methods = available()
+    for name in task.methods:
+        try:
+            result.verdicts[name] = judge(grounds, methods[name](*frames))
+        except FAILURES as error:
+            result.errors[name] = f"{type(error).__name__}: {error}"
+    for verdict in result.verdicts.values():
+        verdict.false = with_neighbours(verdict.false, grounds)
+    return result
+
+
+def with_neighbours(false: pd.DataFrame, grounds: Grounds) -> pd.DataFrame:
+    """Say of each false peak what lies next to it: for finding out why it is there."""
+    if not len(false):
+        return false
+    from scipy.spatial import cKDTree
+
+    known = grounds.known
+    bright = known.sources[known.sources.flux * known.scale > 200.0]
+    distance, index = cKDTree(bright[["x", "y"]].to_numpy(float)).query(false[["x", "y"]].to_numpy(float))
+    row, column = false.y.to_numpy(int), false.x.to_numpy(int)
+    from scipy import ndimage
+
+    masked = ndimage.distance_transform_edt((known.pair.science.mask | known.pair.reference.mask) == 0)
+    return false.assign(
+        source=bright["kind"].to_numpy()[index],
+        source_flux=bright["flux"].to_numpy()[index] * known.scale,
+        source_distance=distance,
+        mask_distance=masked[row, column],
+    )
+
+
+def plan(
+    cases: list[str], names: list[str], pairs: int, slow_pairs: int, seed: int, side: int, variance: str
+) -> list[Task]:
+    """Return the tasks; methods of `SLOW` get the first `slow_pairs` pairs of each case."""
+    tasks = []
+    for case in cases:
+        # Peers are compared on the six cases; that pixels are correlated only AstrID claims to see.
+        quick = [n for n in names if n not in SLOW and ("+" not in case or n.startswith("astrid"))]
+        slow = [n for n in names if n in SLOW and "+" not in case]
+        for index in range(pairs if "+" not in case else max(1, pairs // 4)):
+            methods = (*quick, *(slow if index < slow_pairs else []))
+            if methods:
+                tasks.append(Task(case, index, seed, side, tuple(methods), variance))
+    # The longest first, so that no core is left alone with one at the end.
+    return sorted(tasks, key=lambda t: (-len(set(t.methods) & set(SLOW)), t.index))
+
+
+def compare(tasks: list[Task], workers: int, told: Callable[[int, int], None]) -> Figure:
+    """Run all tasks; return the figures by case and method. `told` hears how many are done, of how many."""
+    verdicts: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+    false: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
+    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = [pool.submit(work, task) for task in tasks]
+        for done, job in enumerate(as_completed(jobs), 1):
+            result = job.result()
+            for name, verdict in result.verdicts.items():
+                key = (result.task.case, name)
+                verdicts[key].append(verdict)
+                false[key].append(verdict.false.assign(index=result.task.index, seed=result.task.seed))
+            for name, text in result.errors.items():
+                errors[result.task.case, name].append(f"pair {result.task.index}: {text}")
+                print(
+                    f"{result.task.case}: {name} failed on {errors[result.task.case, name][-1]}",
+                    file=sys.stderr,
+                )
+            told(done, len(jobs))
+    out: Figure = {}
+    for case in dict.fromkeys(task.case for task in tasks):
+        out[case] = {}
+        for name in dict.fromkeys(n for task in tasks if task.case == case for n in task.methods):
+            key = (case, name)
+            if verdicts[key]:
+                out[case][name] = figures(verdicts[key])
+                peaks = pd.concat(false[key], ignore_index=True)
+                out[case][name]["false_peaks"] = json.loads(
+                    peaks[~peaks.artefact.astype(bool)].head(200).round(2).to_json(orient="records")
+                )
+            else:
+                out[case][name] = {}
+            if errors[key]:
+                out[case][name]["errors"] = errors[key]
+    return out
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write figures as JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        return str(value)
+
+    path.write_text(json.dumps(results, indent=1, default=plain, ensure_ascii=False))
