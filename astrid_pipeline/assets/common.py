@@ -18,7 +18,7 @@ from astrid_pipeline.tables import TableSchema
 SCHEMA_KEY = "astrid/schema"
 OWNERS = ["team:astrid"]
 #: A picture is for a look: at this size a page with several of them opens at once.
-PICTURE_BYTES = 72_000
+PICTURE_BYTES = 150_000
 #: The page shows markdown in place up to 1,000 characters; longer text hides behind a click.
 MARKDOWN_LENGTH = 980
 

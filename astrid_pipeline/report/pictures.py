@@ -34,8 +34,10 @@ from astrid_pipeline.report.drawing import (
 
 #: More circles than this hide the picture; the title then says how many of how many are drawn.
 _MOST_MARKS = 150
-#: What a Dagster event keeps well: base64 makes 4 bytes of 3, and the page stays quick under 100 kB.
-_THUMB_BYTES = 74_000
+#: A page with several of them still opens at once.
+_THUMB_BYTES = 150_000
+#: What the Dagster page shows beside its lists of partitions, on a screen of 1600 px.
+_THUMB_WIDTH = 640
 
 #: name, remark, pixels, and the ends of the colour scale where it has one
 _Panel = tuple[str, str, stretch.RGB, float | None]
@@ -74,11 +76,11 @@ def thumb_png(
     candidates: pd.DataFrame | None = None,
     title: str = "",
     *,
-    max_px: int = 900,
+    max_px: int = _THUMB_WIDTH,
     max_bytes: int = _THUMB_BYTES,
 ) -> bytes:
-    """Return `quad_png` in at most `max_bytes`: fewer colours first, then fewer pixels."""
-    return _small(lambda width: _quad(difference, candidates, title, width, 0), max_px, max_bytes)
+    """Return `quad_png` two by two, in at most `max_bytes`: fewer colours first, then fewer pixels."""
+    return _small(lambda width: _quad(difference, candidates, title, width, 0, columns=2), max_px, max_bytes)
 
 
 def frame_png(
@@ -146,10 +148,15 @@ def pool_grey(
 
 
 def _quad(
-    difference: Difference, candidates: pd.DataFrame | None, title: str, max_px: int, numbered: int
+    difference: Difference,
+    candidates: pd.DataFrame | None,
+    title: str,
+    max_px: int,
+    numbered: int,
+    columns: int = 4,
 ) -> Pillow.Image:
     gap = max(4, max_px // 200)
-    size = max(32, (max_px - 5 * gap) // 4)
+    size = max(32, (max_px - (columns + 1) * gap) // columns)
     meta = difference.meta
     mask = difference.mask
     # One stretch for both images: their flux scale is the same, and the eye compares them.
@@ -198,7 +205,8 @@ def _quad(
             stretch.SCORE_LIMIT,
         )
     )
-    return _compose(panels, title or _title(meta), candidates, difference.shape, difference.wcs, numbered)
+    name = title or _title(meta)
+    return _compose(panels, name, candidates, difference.shape, difference.wcs, numbered, columns)
 
 
 def _compose(
@@ -208,15 +216,18 @@ def _compose(
     shape: tuple[int, int],
     wcs: Any,
     numbered: int,
+    columns: int = 4,
 ) -> Pillow.Image:
-    """Lay panels side by side under their captions; mark, and draw compass and colour bars."""
+    """Lay panels in rows of `columns` under their captions; mark, and draw compass and colour bars."""
     height, width = panels[0][2].shape[:2]
     longer = max(width, height)
     letter = int(np.clip(longer / 24, 9, 20))
     gap = max(4, longer // 50)
     caption = round(letter * 2.75)
     head = round(letter * 2.1) if title else gap
-    total = (len(panels) * (width + gap) + gap, head + caption + height + gap)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    total = (columns * (width + gap) + gap, head + rows * (caption + height + gap))
     picture = Pillow.new("RGB", total, BACKGROUND)
     draw = ImageDraw.Draw(picture)
     scale = width / shape[1]
@@ -235,7 +246,7 @@ def _compose(
         )
         draw.text((total[0] - gap - right, letter * 0.5), note, MUTED, font(letter))
     for k, (name, remark, pixels, limit) in enumerate(panels):
-        x, y = gap + k * (width + gap), head
+        x, y = gap + k % columns * (width + gap), head + k // columns * (caption + height + gap)
         bold, small = font(letter, True), font(max(8, round(letter * 0.85)))
         draw.text((x, y), name, TEXT, bold)
         if limit is not None:
