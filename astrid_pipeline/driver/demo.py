@@ -27,6 +27,8 @@ ARCHIVE = "simulated?seed=1"
 QUICK_ARCHIVE = "simulated?seed=1&fields=1&nights=2&exposures=2"
 #: Steps of the demo's training: enough to see the loss fall, on the demo's few nights more would only overfit.
 TRAINING_STEPS = 120
+#: Columns of a terminal that the whole table needs.
+WIDE = 150
 
 
 class DemoFailedError(AstridError):
@@ -133,7 +135,10 @@ def _tell(console: Console, fields: list[Field], products: Products, story: Stor
     table = summaries(products, fields)
     if len(table):
         console.print()
-        console.print(night_table(table, _night_seconds(story)))
+        # In a file or a pipe there is no width to keep to.
+        narrow = console.is_terminal and console.width < WIDE
+        wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=WIDE)
+        wide.print(night_table(table, _night_seconds(story), narrow=narrow))
     if story.results:
         console.print(_stage_table(story))
     settings = get_settings()
@@ -175,18 +180,28 @@ def _night_seconds(story: Story) -> dict[tuple[str, str], float]:
     return seconds
 
 
-def night_table(summary: pd.DataFrame, seconds: dict[tuple[str, str], float] | None = None) -> Table:
-    """Return the table that ends the demo: a row a field and night."""
-    out = Table(title="What was found", box=None, header_style="dim", title_justify="left", pad_edge=False)
+def night_table(
+    summary: pd.DataFrame, seconds: dict[tuple[str, str], float] | None = None, *, narrow: bool = False
+) -> Table:
+    """Return the table that ends the demo: a row a field and night; `narrow` fits into 80 columns."""
+    out = Table(
+        title="What was found",
+        box=None,
+        header_style="dim",
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if narrow else (0, 1),
+    )
     bins = [(r["snr_low"], r["snr_high"]) for r in json.loads(summary.completeness.iloc[0])]
-    out.add_column("field")
-    out.add_column("night")
-    for name in ("exposures", "candidates", "detections"):
-        out.add_column(name, justify="right")
-    for low, high in bins:
-        out.add_column(f"S/N {low:g}–{high:g}", justify="right")
-    for name in ("real found", "false alarms", "σ score", "seconds"):
-        out.add_column(name, justify="right")
+    names = ["exposures", "candidates", "detections", "real found", "false alarms", "σ score", "seconds"]
+    if narrow:
+        names = ["exp.", "cand.", "det.", "real", "false", "", "s"]
+    for name in ("field", "night"):
+        out.add_column(name, no_wrap=True)
+    spans = [f"{low:g}–{high:g}" if narrow else f"S/N {low:g}–{high:g}" for low, high in bins]
+    for name in (*names[:3], *spans, *names[3:]):
+        if name:
+            out.add_column(name, justify="right", no_wrap=True)
     for key, rows in summary.groupby(["field", "night"]):
         field_name, night = (str(part) for part in key)
         put, got = [0] * len(bins), [0] * len(bins)
@@ -205,10 +220,13 @@ def night_table(summary: pd.DataFrame, seconds: dict[tuple[str, str], float] | N
             *(f"{g}/{p}" for g, p in zip(got, put, strict=True)),
             f"{int(rows.true_found.sum())}/{int(rows.true_changes.sum())}" if known else "–",
             str(int(rows.false_alarms.sum())) if known else "–",
-            f"{rows.score_sigma.median():.3f}",
+            *([] if narrow else [f"{rows.score_sigma.median():.3f}"]),
             "–" if spent is None else f"{spent:.0f}",
         )
-    out.caption = "S/N columns: injected transients found / put in. Real found: true changes of S/N ≥ 5."
+    out.caption = (
+        "S/N columns: injected transients found / put in.\n"
+        "Real found: true changes of S/N ≥ 5. False alarms: detections where nothing changed."
+    )
     out.caption_justify = "left"
     return out
 
