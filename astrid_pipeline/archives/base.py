@@ -49,7 +49,13 @@ class Field:
     site_longitude:
         East longitude of the observatory, degrees; None (space, unknown) makes nights UTC dates.
     reference:
-        What its reference images are made of: ``auto`` (earlier frames), or ``exposures:ID,ID,…``.
+        What its reference images are made of: ``auto`` (earlier frames), ``exposures:ID,ID,…``, or surveys; several
+        joined by ``+`` (see `night.references.plan_references`).
+    poll_minutes:
+        How often its archive is asked for new exposures; None for the archive's own pace (`pace_of`).
+    cell:
+        A HEALPix cell ``order/index`` (nested): exposures centred in it belong to the field, and to no other of the
+        same tiling. "" for a field that is a circle.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Field:
     archive: str = "simulated"
     site_longitude: float | None = None
     reference: str = "auto"
+    poll_minutes: float | None = None
+    cell: str = ""
 
     def __post_init__(self) -> None:
         if self.name != safe_name(self.name):
@@ -73,7 +81,19 @@ class Field:
             raise ConfigError(f"declination {self.dec} is not in ±90°", where=self.name)
         if not self.radius > 0:
             raise ConfigError(f"the radius {self.radius}° is not above zero", where=self.name)
+        if self.poll_minutes is not None and not self.poll_minutes > 0:
+            raise ConfigError(f"{self.poll_minutes} minutes are no pace", where=self.name)
         object.__setattr__(self, "filters", tuple(self.filters))
+
+    def holds(self, ra: float, dec: float) -> bool:
+        """Return whether a frame centred at (ra, dec), ICRS degrees, belongs to the field."""
+        if self.cell:
+            from astrid_pipeline.archives.tiling import Cell
+
+            return Cell.parse(self.cell).holds(ra, dec)
+        from astrid_pipeline.archives.grouping import separation
+
+        return separation(ra, dec, self.ra, self.dec) <= self.radius
 
 
 @dataclass(frozen=True)
@@ -209,6 +229,16 @@ def open_archive(spec: str) -> Archive:
         f"the archive {spec!r} is of no known kind",
         remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH or mast:COLLECTION,…",
     )
+
+
+def pace_of(field: Field) -> float:
+    """Return the minutes between two polls of a field's archive: its own, else one that suits the archive.
+
+    A folder costs nothing to look at; a public archive publishes by the day, and is asked by the hour.
+    """
+    if field.poll_minutes is not None:
+        return field.poll_minutes
+    return 60.0 if field.archive.startswith(("mast:", "tesscut:")) else 1.0
 
 
 def night_of(mjd: float, site_longitude: float | None = None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from astrid_pipeline.archives import fits_reader
 from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of
 from astrid_pipeline.archives.fits_files import REMEDY
-from astrid_pipeline.archives.grouping import Entry, group_into_fields, separation, with_unique_ids
+from astrid_pipeline.archives.grouping import Entry, group_into_fields, with_unique_ids
 from astrid_pipeline.archives.header_cache import HeaderCache
 from astrid_pipeline.archives.keywords import load_keywords
 from astrid_pipeline.errors import AstridError, DuplicateExposureError, HeaderError, PixelError, ReadError
@@ -83,8 +83,8 @@ class FolderArchive:
             for entry in entries:
                 record = entry.record
                 if math.isfinite(record.ra) and math.isfinite(field.ra):
-                    belongs = separation(record.ra, record.dec, field.ra, field.dec) <= field.radius
-                    belongs = belongs or group.name == field.name
+                    belongs = field.holds(record.ra, record.dec)
+                    belongs = belongs or (group.name == field.name and not field.cell)
                 else:
                     belongs = group.name == field.name
                 wanted = not field.filters or record.filter in field.filters

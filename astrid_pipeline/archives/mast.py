@@ -19,7 +19,6 @@ import numpy as np
 from astrid_pipeline.archives import footprint
 from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of, safe_name
 from astrid_pipeline.archives.download import DiskCache, download, side_by_side
-from astrid_pipeline.archives.grouping import separation
 from astrid_pipeline.archives.header_cache import cache_folder
 from astrid_pipeline.archives.mast_listing import KeptListing, State, mjd_now, usable_products, version_of
 from astrid_pipeline.archives.mast_query import MastClient, MastQuery, filter_of
@@ -159,8 +158,8 @@ class MastArchive:
         if not len(rows):
             return rows
         near = [
-            separation(row.s_ra, row.s_dec, field.ra, field.dec) <= field.radius
-            or footprint.contains(row.s_region, field.ra, field.dec)
+            field.holds(row.s_ra, row.s_dec)
+            or (not field.cell and footprint.contains(row.s_region, field.ra, field.dec))
             for row in each(rows)
         ]
         return rows[near]

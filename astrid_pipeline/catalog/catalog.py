@@ -108,6 +108,8 @@ class Catalog:
             "filters": list(field.filters),
             "site_longitude": field.site_longitude,
             "reference": field.reference,
+            "poll_minutes": field.poll_minutes,
+            "cell": field.cell,
         }
         with self.transaction(f"add field {field.name}") as connection:
             connection.execute(upsert(Survey).values(name=field.archive).on_conflict_do_nothing())

@@ -27,6 +27,8 @@ def field_query() -> Any:
         Survey.name.label("archive"),
         SkyField.site_longitude,
         SkyField.reference,
+        SkyField.poll_minutes,
+        SkyField.cell,
     ).join(Survey, Survey.id == SkyField.survey_id)
 
 

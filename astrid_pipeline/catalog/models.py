@@ -84,6 +84,8 @@ class SkyField(Base):
     filters: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     site_longitude: Mapped[float | None]
     reference: Mapped[str] = mapped_column(server_default="auto")
+    poll_minutes: Mapped[float | None]
+    cell: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[dt.datetime] = _now()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,17 +15,19 @@ from astrid_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from astrid_pipeline.archives import Field
 
-app = typer.Typer(no_args_is_help=True, help="Add, list and remove the fields that are watched.")
+app = typer.Typer(no_args_is_help=True, help="Add, list, import and remove the fields that are watched.")
 
 _ARCHIVE_HELP = (
-    "Where its exposures are: `simulated`, or `folder:/path/to/fits/files`. Default: ASTRID_ARCHIVE."
+    "Where its exposures are: `simulated`, `folder:/path/to/fits/files`, or `mast:HST,JWST?filter=F160W`. "
+    "Default: ASTRID_ARCHIVE."
 )
 _Reference = Annotated[
     str,
     typer.Option(
         "--reference",
-        help="What nights are compared with: `auto` (a stack of earlier nights), or `exposures:ID,ID`, the names of "
-        "exposures that you know to be good.",
+        help="What nights are compared with: `auto` (a stack of earlier nights), `exposures:ID,ID`, the names of "
+        "exposures that you know to be good, or a sky survey (`ps1`, `legacy`, `dss2`, `sdss9`, `2mass`, `skyview`, "
+        "`hips:ID@FIRST-LAST`). Several joined by `+` are tried in order: `auto+ps1`.",
     ),
 ]
 
@@ -33,8 +35,13 @@ _Reference = Annotated[
 @app.command("add")
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, `.`, `_` and `-`.")],
-    ra: Annotated[str, typer.Option("--ra", help="ICRS right ascension: 10.6847, or 00:42:44.3.")],
-    dec: Annotated[str, typer.Option("--dec", help="ICRS declination: 41.269, or +41:16:09.")],
+    ra: Annotated[
+        str | None, typer.Option("--ra", help="ICRS right ascension: 10.6847, or 00:42:44.3.")
+    ] = None,
+    dec: Annotated[str | None, typer.Option("--dec", help="ICRS declination: 41.269, or +41:16:09.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Name of an object, instead of --ra and --dec: M31.")
+    ] = None,
     radius: Annotated[
         float, typer.Option("--radius", min=0.0, help="Degrees; frames centred within belong to it.")
     ] = 0.5,
@@ -49,7 +56,20 @@ def add(
             "--site-longitude", help="East longitude of the observatory, degrees; makes nights local."
         ),
     ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="Observatory, instead of its longitude: paranal, space.")
+    ] = None,
     reference: _Reference = "auto",
+    poll_minutes: Annotated[
+        float | None,
+        typer.Option("--poll-minutes", help="How often its archive is asked. Default: folders 1, MAST 60."),
+    ] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            "--tiles", min=1, help="Cut the circle along HEALPix cells into at most so many fields."
+        ),
+    ] = None,
 ) -> None:
     """Add a field, or change one that is there. Its archive is asked at once what it has.
 
@@ -58,21 +78,65 @@ def add(
     - `astrid field add m31-north --ra 00:42:44.3 --dec +41:16:09 --radius 0.3 --archive folder:/data/m31`
 
     - `astrid field add sim-a --ra 150.1 --dec 2.2 --filter g --filter r --archive simulated`
+
+    - `astrid field add m101 --target M101 --archive "mast:HST?filter=F814W" --site space --reference auto+ps1:i`
     """
     from astrid_pipeline.archives import Field
+    from astrid_pipeline.archives.coordinates import parse_position, resolve_name
+    from astrid_pipeline.archives.field_files import longitude_of
+    from astrid_pipeline.archives.tiling import tile_circle
     from astrid_pipeline.settings import get_settings
 
+    if (ra is None or dec is None) == (target is None):
+        raise ConfigError(
+            "no position is given, or two", where=name, remedy="give --ra and --dec, or --target"
+        )
+    where = resolve_name(target) if target is not None else parse_position(str(ra), str(dec), name)
+    if site is not None:
+        if site_longitude is not None:
+            raise ConfigError("both a site and a longitude", where=name, remedy="give one of them")
+        site_longitude = longitude_of(site)
     field = Field(
         name=name,
-        ra=_angle(ra, "--ra", hours=True) % 360,
-        dec=_angle(dec, "--dec", hours=False),
+        ra=where[0],
+        dec=where[1],
         radius=radius,
         filters=tuple(filters or ()),
         archive=archive or get_settings().archive,
         site_longitude=site_longitude,
         reference=reference,
+        poll_minutes=poll_minutes,
     )
-    _watch([field])
+    _watch([field] if tiles is None else tile_circle(field, tiles))
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file of fields.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the file and show its fields.")
+    ] = False,
+) -> None:
+    """Add all fields of a YAML file; those that are there already are changed to what it says.
+
+    `astrid field list --yaml` writes such a file. Each entry has a `name` and a `centre` (`[RA, DEC]` or an object's
+    name), and may have `radius`, `filters`, `surveys` (of MAST) or `archive`, `poll_minutes`, `reference`, `site`,
+    and `tiles` (cut into at most so many fields).
+
+    Examples:
+
+    - `astrid field import fields.yaml --dry-run`
+
+    - `astrid field import fields.yaml`
+    """
+    from astrid_pipeline.archives.field_files import read_fields
+    from astrid_pipeline.settings import get_settings
+
+    fields = read_fields(path, archive=get_settings().archive)
+    if dry_run:
+        _show(fields)
+        return
+    _watch(fields)
 
 
 @app.command("discover")
@@ -128,20 +192,35 @@ def discover(
 
 
 @app.command("list")
-def list_fields() -> None:
+def list_fields(
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="As a YAML file, for `astrid field import`.")
+    ] = False,
+) -> None:
     """List the fields that are watched."""
-    from rich.table import Table
-
     from astrid_pipeline import driver
 
     fields = driver.open_catalogue().fields()
+    if as_yaml:
+        from astrid_pipeline.archives.field_files import write_fields
+
+        typer.echo(write_fields(fields), nl=False)
+        return
     if not fields:
         out.print(
             "No field is watched yet: `astrid field add --help` and `astrid field discover --help` show how."
         )
         return
+    _show(fields)
+
+
+def _show(fields: Sequence[Field]) -> None:
+    from rich.table import Table
+
+    from astrid_pipeline.archives.base import pace_of
+
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("field", "ra", "dec", "radius", "filters", "reference", "archive"):
+    for column in ("field", "ra", "dec", "radius", "filters", "reference", "every", "archive"):
         table.add_column(column)
     for field in fields:
         table.add_row(
@@ -151,6 +230,7 @@ def list_fields() -> None:
             f"{field.radius:.2f}°",
             ", ".join(field.filters) or "all",
             field.reference,
+            f"{pace_of(field):g} min",
             field.archive,
         )
     print_wide(table)
@@ -169,6 +249,7 @@ def remove(
     if not yes:
         typer.confirm(f"Forget {field.name} with its candidates and detections?", abort=True)
     catalogue.remove_field(field.name)
+    driver.forget_partition(field.name)
     out.print(f"{field.name} is no longer watched.")
 
 
@@ -196,24 +277,3 @@ def _watch(fields: Sequence[Field]) -> None:
         span = f", {nights[0]} to {nights[-1]}" if nights else ""
         out.print(f"{listing.field.name}: {count} exposures in {len(nights)} nights{span}")
     out.print("Next: `astrid backfill FIELD START END`, or `astrid run FIELD NIGHT`.")
-
-
-def _angle(text: str, option: str, *, hours: bool) -> float:
-    """Return degrees from a number of degrees, or from sexagesimal text (hours for a right ascension)."""
-    from astropy import units
-    from astropy.coordinates import Angle
-
-    try:
-        value = float(text)
-    except ValueError:
-        try:
-            value = float(Angle(text, unit=units.hourangle if hours else units.deg).deg)
-        except (ValueError, units.UnitsError) as error:
-            raise ConfigError(
-                f"{text!r} is not an angle",
-                where=option,
-                remedy="write degrees, or three numbers as 12:34:56.7",
-            ) from error
-    if not math.isfinite(value):
-        raise ConfigError(f"{text!r} is not an angle", where=option, remedy="write degrees")
-    return value

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from astrid_pipeline.driver.demo import demo
 from astrid_pipeline.driver.runner import Runner, RunResult, execute
-from astrid_pipeline.driver.survey import Survey, backfill, ingest, list_fields, open_products, run
+from astrid_pipeline.driver.survey import (
+    Survey,
+    backfill,
+    forget_partition,
+    ingest,
+    list_fields,
+    open_products,
+    run,
+)
 from astrid_pipeline.resources.catalogue import open_catalogue
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "backfill",
     "demo",
     "execute",
+    "forget_partition",
     "ingest",
     "list_fields",
     "open_catalogue",

@@ -46,6 +46,15 @@ def register_partitions(listings: Sequence[Listing]) -> None:
         instance.add_dynamic_partitions(str(INSTRUMENTS.name), names)
 
 
+def forget_partition(field: str) -> None:
+    """Take a field that is no longer watched off Dagster's list of partitions."""
+    from astrid_pipeline.partitions import FIELDS
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    with dagster_instance() as instance:
+        instance.delete_dynamic_partition(str(FIELDS.name), field)
+
+
 class Survey:
     """Some fields with their archives, each opened and listed once.
 

@@ -382,3 +382,12 @@ def test_cone_searches_use_the_index(catalog: Catalog) -> None:
             row[0] for row in connection.execute(text(f"EXPLAIN SELECT * FROM candidates WHERE {where}"))
         )
     assert "ix_candidates_hpx29" in plan
+
+
+def test_a_field_keeps_its_pace_its_cell_and_its_policy(catalog):
+    from astrid_pipeline.archives.base import Field
+
+    field = Field("tile-3.100", 10.0, 20.0, 5.0, poll_minutes=90, cell="3/100", reference="auto+ps1")
+    catalog.add_field(field)
+    assert catalog.field("tile-3.100") == field
+    catalog.remove_field("tile-3.100")
