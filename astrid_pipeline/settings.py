@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that the pages listen on.")
     dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster page.")
     mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow page.")
+    review_port: int = Field(
+        default=8000, ge=1, le=65535, description="Port of the vetting page and the API."
+    )
 
     @field_validator("home", mode="after")
     @classmethod
