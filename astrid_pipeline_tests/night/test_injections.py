@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astrid_pipeline.night.injections import SNR_BINS, completeness, flux_statistics, match
+from astrid_pipeline.night.injections import (
+    HOST_SHARE,
+    SNR_BINS,
+    completeness,
+    flux_statistics,
+    match,
+    plan_injections,
+)
+from astrid_pipeline_tests.report.example import make_difference
 
 
 def match_slowly(truth, finds, radius):
@@ -71,3 +79,22 @@ def test_too_few_say_nothing():
         {"found": [True, True], "snr": 20.0, "flux": 1.0, "measured_flux": 1.0, "measured_flux_err": 1.0}
     )
     assert np.isnan(flux_statistics(table)["flux_bias"])
+
+
+def test_few_hosts_get_an_injection_and_none_lies_on_a_masked_pixel():
+    """The frames' match is measured on the hosts: most of them must stay as they are."""
+    difference = make_difference((600, 600))
+    yy, xx = np.mgrid[:600, :600]
+    hosts = [(x, y) for x in range(40, 580, 60) for y in range(40, 580, 60)]
+    galaxies = sum(300 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / 50) for x, y in hosts)
+    difference = difference.replace(reference=difference.reference + galaxies)
+    table = plan_injections(difference, np.random.default_rng(2), per_megapixel=150)
+    assert len(table) == 54
+    assert table.on_galaxy.sum() == np.ceil(HOST_SHARE * len(hosts))
+    near = table[table.on_galaxy]
+    apart = [min(np.hypot(x - a, y - b) for a, b in hosts) for x, y in zip(near.x, near.y, strict=True)]
+    assert max(apart) < 1.5 * difference.psf.fwhm() + 1
+    masked = difference.mask[table.y.round().astype(int), table.x.round().astype(int)]
+    assert not masked.any()
+    assert np.allclose(table.flux / 10.0, table.snr)
+    assert table.snr.between(3, 50).all()
