@@ -130,27 +130,29 @@ def fluxes(rows: pd.DataFrame) -> Figure:
 
 def positions(rows: pd.DataFrame) -> Figure:
     """Return the scatter of positions per axis over √2 s / (S/N), over the ideal statistic's, and their mean errors."""
-    if "found" not in rows:
+    # Mixed pixels have no one place: a drizzled pixel holds the light of pixels beside it.
+    if "found" not in rows or not rows.bound.notna().any():
         return {}
     seen = rows[rows.found & (rows.snr > PLACED)]
     bound = math.sqrt(2) * seen.width / seen.snr
     off = {axis: (seen[f"t_{axis}"] - seen[axis]) for axis in "xy"}
     both = pd.concat([off["x"] / bound, off["y"] / bound])
     out: Figure = {"position_scatter": width(both), "position_scatter_std": spread(both)}
+    out["position_outliers"] = float((both.abs() > 5).mean()) if len(both) else None
     for axis in "xy":
-        error = bound / math.sqrt(2)
-        weight = 1 / error**2
+        # A blunder is no bias: those are counted by themselves.
+        near = (off[axis] / bound).abs() < 5
+        weight = 1 / bound[near] ** 2
         out[f"position_bias_{axis}"] = (
             {
-                "value": float((off[axis] * weight).sum() / weight.sum()),
-                "error": float(out["position_scatter"]["value"] * math.sqrt(2 / weight.sum())),
-                "n": len(seen),
+                "value": float((off[axis][near] * weight).sum() / weight.sum()),
+                "error": float(out["position_scatter"]["value"] / math.sqrt(weight.sum())),
+                "n": int(near.sum()),
             }
-            if len(seen) > 10
-            else {"value": None, "error": None, "n": len(seen)}
+            if near.sum() > 10
+            else {"value": None, "error": None, "n": int(near.sum())}
         )
-    if seen.bound.notna().any():
-        out["position_bound"] = float((seen.bound / (math.sqrt(2) * seen.width)).median())
+    out["position_bound"] = float((seen.bound / (math.sqrt(2) * seen.width)).median())
     return out
 
 

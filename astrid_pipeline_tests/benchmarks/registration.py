@@ -76,7 +76,7 @@ def apart(name: str, seed: int, side: int, **changes: Any) -> tuple[Any, Turned]
         wcs = pair.reference.wcs.deepcopy()
         wcs.wcs.cd = np.diag(wcs.wcs.cdelt) @ warp.turn().T
         wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) + np.asarray(shift) + np.asarray(error)
-        del wcs.wcs.cdelt
+        wcs.wcs.cdelt = [1.0, 1.0]
         wcs.wcs.set()
     return (pair.science, pair.reference.replace(wcs=wcs)), warp
 
