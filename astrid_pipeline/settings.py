@@ -63,7 +63,27 @@ class Settings(BaseSettings):
     )
     archive: str = Field(
         default="simulated",
-        description="Archive of fields that name none: `simulated` or `folder:/path/to/fits/files`.",
+        description="Archive of fields that name none: `simulated`, `folder:/path/to/fits/files` or "
+        "`mast:HST,JWST`. A token for data that are not public yet: `MAST_API_TOKEN`.",
+    )
+    archive_cache_gb: float = Field(
+        default=20.0,
+        gt=0,
+        description="How much of what was fetched from public archives is kept on disk, GB.",
+    )
+    inbox: str = Field(
+        default="",
+        description="Folder, or `s3://bucket/prefix`, that the sensor `inbox` watches for new FITS files.",
+    )
+    site: str = Field(
+        default="space",
+        description="Observatory whose local time the schedules keep: a name of `archives/sites.yaml` (paranal, "
+        "palomar, …), or a time zone such as `America/Santiago`.",
+    )
+    retrain_at: str = Field(
+        default="0 12 * * *",
+        pattern=r"^\S+( \S+){4}$",
+        description="When models are trained anew, as cron text in the site's time; the default is noon.",
     )
     first_night: date = Field(
         default=date(2005, 1, 1),
@@ -98,6 +118,33 @@ class Settings(BaseSettings):
     def _archive_place(cls, value: str) -> str:
         kind, _, path = value.partition(":")
         return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" else value
+
+    @field_validator("inbox", mode="after")
+    @classmethod
+    def _inbox_place(cls, value: str) -> str:
+        return value if not value or value.startswith("s3://") else str(Path(value).expanduser().absolute())
+
+    @field_validator("site", mode="after")
+    @classmethod
+    def _known_site(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        from astrid_pipeline.archives.field_files import sites
+
+        if value not in sites():
+            try:
+                ZoneInfo(value)
+            except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+                names = ", ".join(sorted(sites()))
+                raise ValueError(f"{value!r} is neither a time zone nor one of {names}") from error
+        return value
+
+    @property
+    def timezone(self) -> str:
+        """Time zone of the observatory, for the schedules."""
+        from astrid_pipeline.archives.field_files import sites
+
+        return str(sites()[self.site]["timezone"]) if self.site in sites() else self.site
 
     @field_validator("store", mode="after")
     @classmethod

@@ -195,8 +195,14 @@ class Archive(Protocol):
         ...
 
 
-def open_archive(spec: str) -> Archive:
+def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
     """Return the archive that `spec` names.
+
+    Parameters
+    ----------
+    in_tick:
+        Opened within a sensor's tick, which is cut off after a minute: the archive is asked only where `refresh` is
+        called, and not waited for long.
 
     ``simulated``, ``simulated:FOLDER?seed=7``
         the simulated survey (its files, once made, are kept in FOLDER);
@@ -220,7 +226,7 @@ def open_archive(spec: str) -> Archive:
     if kind == "mast":
         from astrid_pipeline.archives.mast import MastArchive
 
-        return MastArchive(rest)
+        return MastArchive(rest, in_tick=in_tick)
     if kind.partition("?")[0] == "simulated":
         from astrid_pipeline.simulation.archive import open_simulated
 

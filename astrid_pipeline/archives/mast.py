@@ -6,6 +6,7 @@ Opened by texts like ``mast:HST?filter=F160W&product=FLT`` (see `mast_query.Mast
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,9 @@ from astrid_pipeline.archives.header_cache import cache_folder
 from astrid_pipeline.archives.mast_listing import KeptListing, State, mjd_now, usable_products, version_of
 from astrid_pipeline.archives.mast_query import MastClient, MastQuery, filter_of
 from astrid_pipeline.archives.mast_rows import each
-from astrid_pipeline.archives.web import Patience
+from astrid_pipeline.archives.web import BRIEF, Patience
 from astrid_pipeline.errors import AstridError, ConfigError, ReadError, ServiceError
+from astrid_pipeline.settings import get_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +45,6 @@ USUAL_PRODUCTS: Mapping[str, tuple[str, ...]] = {
 }
 #: Minutes for which a listing is taken as it is: a run asks for what the sensor has just listed.
 FRESH_MINUTES = 15.0
-#: Bytes of fetched files that are kept on disk.
-CACHE_BYTES = 20 * 10**9
 
 
 class MastArchive:
@@ -61,7 +61,9 @@ class MastArchive:
     home:
         Folder for listings and fetched files; default under AstrID's home.
     cache_bytes:
-        How much of them is kept.
+        How much of them is kept; default is the setting.
+    in_tick:
+        See `open_archive`.
     """
 
     def __init__(
@@ -71,14 +73,18 @@ class MastArchive:
         token: str | None = None,
         patience: Patience | None = None,
         home: Path | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
+        in_tick: bool = False,
     ) -> None:
         self.query = MastQuery.parse(query) if isinstance(query, str) else query
         self.name = "mast:" + ",".join(self.query.collections)
-        self.patience = patience or Patience()
+        self.patience = patience or (BRIEF if in_tick else Patience())
+        self.fresh_minutes = math.inf if in_tick else FRESH_MINUTES
         self.token = os.environ.get("MAST_API_TOKEN") if token is None else token
         folder = home or cache_folder().parent / "mast"
         self.folder = folder
+        if cache_bytes is None:
+            cache_bytes = int(get_settings().archive_cache_gb * 1e9)
         self.cache = DiskCache(folder / "files", cache_bytes)
         self.client = MastClient(self.query.server, self.token, self.patience)
         self._failed: dict[str, AstridError] = {}
@@ -176,7 +182,7 @@ class MastArchive:
             If nothing is known and the archive does not answer.
         """
         kept = self.listing(field)
-        if (mjd_now() - kept.state().polled) * 1440 > FRESH_MINUTES:
+        if (mjd_now() - kept.state().polled) * 1440 > self.fresh_minutes:
             try:
                 self.refresh(field)
             except ServiceError as error:

@@ -21,6 +21,7 @@ from astrid_pipeline.assets.common import (
     table_metadata,
 )
 from astrid_pipeline.imaging.calibrate import MasterCalibration
+from astrid_pipeline.night.retries import MAX_RETRIES, RETRY_TAG
 from astrid_pipeline.partitions import FIELD_NIGHTS, INSTRUMENT_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
@@ -57,7 +58,14 @@ def observations(
     started = time.perf_counter()
     with scratch_folder(opened) as scratch:
         table = ingest_night(
-            open_archive(field.archive), field, part.night, opened, scratch, context.log.info
+            open_archive(field.archive),
+            field,
+            part.night,
+            opened,
+            scratch,
+            context.log.info,
+            # The last retry makes the night of what can be had.
+            insist=int(context.run.tags.get(RETRY_TAG, "0")) < MAX_RETRIES,
         )
     return dg.MaterializeResult(
         value=table,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from astrid_pipeline.archives.base import OBSERVATIONS, Archive, ExposureRecord, Field, safe_name
 from astrid_pipeline.archives.fits_reader import read_exposure
-from astrid_pipeline.errors import CalibrationError
+from astrid_pipeline.errors import CalibrationError, ServiceError
 from astrid_pipeline.imaging.calibrate import MasterCalibration, build_masters
 from astrid_pipeline.imaging.raw import RawExposure
 from astrid_pipeline.night.outcome import Outcome, for_each
@@ -32,6 +32,7 @@ def ingest_night(
     store: Store,
     scratch: Path,
     progress: Progress = None,
+    insist: bool = False,
 ) -> pd.DataFrame:
     """Fetch the light frames of a field and night that the store does not have; return schema `OBSERVATIONS`.
 
@@ -46,18 +47,20 @@ def ingest_night(
         Keeps the files under `raw_key`.
     scratch:
         Folder for files on their way.
+    insist:
+        Raise if a file did not come that may come later, rather than make the night without it.
 
     Raises
     ------
     ServiceError, ReadError
-        If the archive cannot be asked at all.
+        If the archive cannot be asked at all; with `insist`, if it did not give a file that it has.
     """
     records = [
         r
         for r in archive.exposures(field)
         if r.night == night and (not field.filters or r.filter in field.filters)
     ]
-    return fetch(archive, _without_doubles(records), store, scratch, progress)
+    return fetch(archive, _without_doubles(records), store, scratch, progress, insist)
 
 
 def fetch(
@@ -66,6 +69,7 @@ def fetch(
     store: Store,
     scratch: Path,
     progress: Progress = None,
+    insist: bool = False,
 ) -> pd.DataFrame:
     """Bring the records' files into the store, each opened once; return schema `OBSERVATIONS`."""
 
@@ -85,6 +89,13 @@ def fetch(
     if (prefetch := getattr(archive, "prefetch", None)) is not None:
         prefetch([record for record in by_id.values() if not store.exists(raw_key(record))])
     outcome = for_each(by_id, one, stage="observations", progress=progress)
+    waiting = [problem for problem in outcome.problems if not problem.permanent]
+    if insist and waiting:
+        raise ServiceError(
+            f"{len(waiting)} of {len(by_id)} files did not come: {waiting[0].what}",
+            where=archive.name,
+            remedy="run it again later: those that came are kept",
+        )
     problems = {p.exposure_id: p.what for p in outcome.problems}
     rows = [
         {**vars(record), "size": record.size, **outcome.products.get(key, {}), "problem": problems.get(key)}

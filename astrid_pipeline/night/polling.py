@@ -1,0 +1,96 @@
+"""When each field's archive is asked next: at its own pace, and more and more seldom while it does not answer."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from astrid_pipeline.archives.base import Field, pace_of
+
+#: Minutes until a field whose archive did not answer is asked again, at first; doubled with each failure.
+FIRST_PAUSE = 5.0
+#: Minutes at most: an archive that was down for a day is asked four times a day.
+LONGEST_PAUSE = 6 * 60.0
+
+
+@dataclass
+class FieldState:
+    """What is remembered of one field: seconds since 1970 of the next poll, failures in a row, and the last reason."""
+
+    next: float = 0.0
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass
+class PollState:
+    """What a sensor remembers between ticks, as its cursor."""
+
+    fields: dict[str, FieldState] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cursor: str | None) -> PollState:
+        """Return the state of a cursor; a cursor of another form (an older release's) begins anew."""
+        try:
+            known = json.loads(cursor or "{}")["fields"]
+            return cls({str(name): FieldState(**values) for name, values in known.items()})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def cursor(self) -> str:
+        """Return the state as text."""
+        return json.dumps({"fields": {name: asdict(state) for name, state in self.fields.items()}})
+
+    def order(self, fields: Iterable[Field]) -> list[Field]:
+        """Return the fields, those waiting longest first, so that no field starves; forget those not named."""
+        fields = list(fields)
+        names = {one.name for one in fields}
+        self.fields = {name: state for name, state in self.fields.items() if name in names}
+        return sorted(fields, key=lambda one: (self.of_field(one).next, one.name))
+
+    def of_field(self, one: Field) -> FieldState:
+        """Return a field's state."""
+        return self.fields.setdefault(one.name, FieldState())
+
+    def due(self, one: Field, now: float) -> bool:
+        """Return whether the field's archive is to be asked."""
+        return self.of_field(one).next <= now
+
+    def answered(self, one: Field, now: float) -> None:
+        """Note that the archive answered."""
+        self.fields[one.name] = FieldState(next=now + 60 * pace_of(one))
+
+    def silent(self, one: Field, now: float, error: Exception) -> None:
+        """Note that the archive did not answer, or refused."""
+        failures = self.of_field(one).failures + 1
+        pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pace_of(one)) * 2.0 ** (failures - 1))
+        self.fields[one.name] = FieldState(now + 60 * pause, failures, " ".join(str(error).split()))
+
+    def report(self, now: float) -> list[str]:
+        """Return one sentence a field that is in trouble: what happened, how often, and when it is asked again."""
+        return [
+            f"{name}: {_times(state.failures)} in a row without an answer ({state.error}); "
+            f"asked again at {_clock(state.next)}"
+            for name, state in sorted(self.fields.items())
+            if state.failures
+        ]
+
+    def waiting(self, now: float) -> str:
+        """Return a sentence about the next regular poll, or ""."""
+        later = {
+            name: state.next for name, state in self.fields.items() if state.next > now and not state.failures
+        }
+        if not later:
+            return ""
+        name = min(later, key=lambda one: later[one])
+        return f"next poll: {name} at {_clock(later[name])}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _clock(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
