@@ -68,6 +68,8 @@ class AlertPacket:
         UTC days; NaN where unknown.
     ra, dec:
         ICRS degrees; NaN where unknown.
+    x, y:
+        Column and row in the survey's frame, its own counting; NaN where unknown.
     filter:
         Its name; empty where unknown.
     positive:
@@ -90,6 +92,8 @@ class AlertPacket:
     mjd: float
     ra: float
     dec: float
+    x: float
+    y: float
     filter: str
     positive: bool | None
     snr: float
@@ -309,6 +313,8 @@ def _packet(name: str, number: int, survey: str, record: Any) -> AlertPacket | U
         mjd=_mjd(inner, fields),
         ra=number_of("ra"),
         dec=number_of("dec"),
+        x=number_of("x"),
+        y=number_of("y"),
         filter=_filter(_first(inner, fields, _ALIASES["filter"])),
         positive=_positive(inner, fields),
         snr=number_of("snr"),

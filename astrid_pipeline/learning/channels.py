@@ -27,8 +27,18 @@ def _squeeze(values: npt.NDArray[np.floating], softening: float, scale: float) -
     return (np.arcsinh(values / np.float32(softening)) / np.float32(scale)).astype(np.float32)
 
 
+def unsqueeze_image(plane: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return an image in units of its sky's noise from the network's plane of it."""
+    return np.sinh(np.asarray(plane, dtype=np.float64) * _IMAGE_SCALE) * _IMAGE_SOFTENING
+
+
+def squeeze_image(image: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return an image in units of its sky's noise as the network sees it."""
+    return np.arcsinh(np.asarray(image) / _IMAGE_SOFTENING) / _IMAGE_SCALE
+
+
 def squeeze_score(score: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Return the score plane as the network sees it."""
+    """Return the score, or the difference in units of its noise, as the network sees it."""
     return np.arcsinh(np.asarray(score) / _CHANGE_SOFTENING) / _CHANGE_SCALE
 
 

@@ -29,7 +29,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 #: one that is looked at only once, at the end.
 _SHARES = {"second": 0.25, "held_out": 0.2, "test": 0.25}
 
-#: Splits whose skies hold `SURVEY_CHANGES` a megapixel: what says how probable, and how good. Others hold more, to learn.
+#: Splits whose skies hold `SURVEY_CHANGES` a megapixel: they say how probable, and how good. Others hold more.
 _AS_ON_THE_SKY = ("held_out", "test")
 
 #: A full training's images; 400 of 512² are 105 megapixels, some 12 000 changes.

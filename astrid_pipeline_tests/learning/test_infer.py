@@ -209,7 +209,7 @@ def test_beads_on_a_trail_are_one_detection():
             "angle": [0.0, 0.0, 0.0],
         }
     )
-    # By falling heat: a bead at the trail's end, its middle, a star on the trail with a candidate of its own, one off it.
+    # By falling heat: a bead at the trail's end, its middle, a star on it with its own candidate, one off it.
     peaks = pd.DataFrame({"x": [59.0, 50.5, 44.0, 50.0, 80.2], "y": [51.0, 50.0, 50.5, 58.0, 20.0]})
     keep, joined = one_a_candidate(peaks, candidates, join(peaks, candidates))
     assert list(keep) == [True, False, True, True, True]
