@@ -61,6 +61,28 @@ retrain = dg.define_asset_job(
     description="Collect the training dataset, train the models, evaluate them on nights they have not seen.",
 )
 
+backfill_field = dg.define_asset_job(
+    "backfill_field",
+    selection=dg.AssetSelection.assets("observations", "calibrated_frames", *NIGHT_ASSETS),
+    partitions_def=FIELD_NIGHTS,
+    description="The same as process_night, for launching many nights of a field from this page: choose its nights in "
+    "the launch window. References must be made before. `astrid backfill FIELD --from … --to …` does the whole chain.",
+    tags={"astrid/backfill": "yes"},
+)
+summarise_survey = dg.define_asset_job(
+    "summarise_survey",
+    selection=dg.AssetSelection.assets("survey_summary"),
+    description="Put all nights of all fields into one table.",
+)
+check_health = dg.define_asset_job(
+    "check_health",
+    selection=dg.AssetSelection.assets("data_health"),
+    description="Look whether archives answer, nights are made, raw files are whole and disks have room.",
+)
+
 #: The jobs that `night.plan` asks for.
 STEP_JOBS = (make_masters, calibrate_night, make_references, process_night)
-ALL = (ingest, make_masters, calibrate_night, make_references, process_night, retrain)
+ALL = (
+    *(ingest, make_masters, calibrate_night, make_references, process_night, backfill_field),
+    *(retrain, summarise_survey, check_health),
+)

@@ -269,4 +269,14 @@ def _name(run: FailedRun) -> str:
     return f"{run.job} of {run.partition.replace('|', ', ')}"
 
 
-ALL = (new_observations, inbox, failed_partitions)
+#: What follows its inputs by declaration; the nights themselves are `new_observations`' business, whose runs hold a
+#: whole night's chain.
+automation = dg.AutomationConditionSensorDefinition(
+    "automation",
+    target=dg.AssetSelection.assets("reference_images", "survey_summary"),
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Remakes the survey's summary when a night was made, and references that an older AstrID made.",
+)
+
+ALL = (new_observations, inbox, failed_partitions, automation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from astrid_pipeline.assets.calibration import calibrated_frames
 from astrid_pipeline.assets.detections import alerts, detections
 from astrid_pipeline.assets.differences import candidates, difference_images
+from astrid_pipeline.assets.health import data_health, survey_summary
 from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
 from astrid_pipeline.assets.observations import master_calibrations, observations
 from astrid_pipeline.assets.references import reference_images
@@ -26,6 +27,8 @@ ALL = (
     light_curves,
     injected_night,
     night_summary,
+    survey_summary,
+    data_health,
     training_dataset,
     unet,
     real_bogus,

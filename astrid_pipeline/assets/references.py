@@ -39,6 +39,9 @@ CODE_VERSION = code_version("night/references.py", "imaging")
     check_specs=checks.REFERENCE_IMAGES,
     code_version=CODE_VERSION,
     dagster_type=dg.Any,
+    # References of older code are made anew; new versions out of new frames are the planner's and the week's business.
+    automation_condition=dg.AutomationCondition.code_version_changed()
+    & ~dg.AutomationCondition.in_progress(),
 )
 def reference_images(
     context: dg.AssetExecutionContext, catalogue: CatalogueResource, products: ProductsResource

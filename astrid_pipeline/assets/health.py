@@ -1,0 +1,118 @@
+"""How the survey stands, for whoever is on call: all nights in one table, and the health of the data."""
+
+# No `from __future__ import annotations` here: Dagster reads the annotations at definition.
+
+import datetime as dt
+import time
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+
+from astrid_pipeline.assets.common import CPU_TAGS, OWNERS, number, preview, table_metadata
+from astrid_pipeline.assets.summary import night_summary
+from astrid_pipeline.night.health import SURVEY_SUMMARY
+from astrid_pipeline.resources.catalogue import CatalogueResource
+from astrid_pipeline.resources.products import ProductsResource
+from astrid_pipeline.settings import get_settings
+from astrid_pipeline.versions import code_version
+
+
+@dg.asset(
+    deps=[dg.AssetDep(night_summary, partition_mapping=dg.AllPartitionMapping())],
+    group_name="evaluation",
+    owners=OWNERS,
+    kinds={"parquet"},
+    op_tags=CPU_TAGS,
+    tags={"stage": "summary"},
+    metadata=table_metadata(SURVEY_SUMMARY),
+    io_manager_key="tables",
+    code_version=code_version("night/health.py"),
+    # Any night that was made makes this again. `eager` would wait until every night of every field is there.
+    automation_condition=dg.AutomationCondition.any_deps_updated().since_last_handled()
+    & ~dg.AutomationCondition.in_progress(),
+)
+def survey_summary(
+    catalogue: CatalogueResource, products: ProductsResource
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """All fields in one table: nights made, exposures, detections, how much of what was put in was found again."""
+    from astrid_pipeline.night.health import survey_summary as summarise
+
+    table = summarise(catalogue.open().fields(), products.open())
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "fields": len(table),
+            "nights": int(table.nights.sum()),
+            "exposures": int(table.exposures.sum()),
+            "detections": int(table.detections.sum()),
+            "recovered_percent": number(100 * table.recovered.sum() / max(int(table.injected.sum()), 1), 1),
+            "table": preview(table, [column.name for column in SURVEY_SUMMARY.columns], rows=50),
+        },
+    )
+
+
+_CHECKS = {
+    "archives_answer": "Every field's archive answers.",
+    "nights_made": "Every night with exposures, older than three days, was made.",
+    "files_whole": "A daily sample of raw files in the store are the bytes that were fetched.",
+    "disk_space": "The disks have room for another night.",
+}
+
+
+@dg.asset(
+    group_name="evaluation",
+    owners=OWNERS,
+    kinds={"python"},
+    op_tags=CPU_TAGS,
+    tags={"stage": "summary"},
+    check_specs=[
+        dg.AssetCheckSpec(name, asset="data_health", description=text) for name, text in _CHECKS.items()
+    ],
+    code_version=code_version("night/health.py"),
+)
+def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.MaterializeResult:
+    """Whether archives answer, nights are made, files are whole, disks have room; what is wrong fails its check."""
+    from astrid_pipeline.night import health
+
+    fields, kept, started = catalogue.open().fields(), products.open(), time.perf_counter()
+    today = dt.datetime.now(dt.UTC).date()
+    damaged, read = health.damaged_files(fields, kept, seed=today.toordinal())
+    settings = get_settings()
+    folders = {"home": settings.home}
+    if not settings.store_url.startswith("s3://"):
+        folders["store"] = Path(settings.store_url)
+    found = {
+        "archives_answer": (
+            health.silent_archives(fields),
+            "see the archive's status page; polling goes on by itself",
+        ),
+        "nights_made": (
+            health.late_nights(fields, kept, today),
+            "look at the sensors new_observations and failed_partitions, or run `astrid backfill`",
+        ),
+        "files_whole": (
+            damaged,
+            "remove the file from the store and materialize observations of that night again",
+        ),
+        "disk_space": (health.full_disks(folders), "make room, or set ASTRID_STORE to a larger place"),
+    }
+    return dg.MaterializeResult(
+        metadata={
+            "fields": len(fields),
+            "files_read": read,
+            "wrong": sum(len(bad) for bad, _ in found.values()),
+            "seconds": number(time.perf_counter() - started, 2),
+        },
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=name,
+                passed=not bad,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description="; ".join(f"{key}: {value}" for key, value in bad.items()) + f" — {remedy}"
+                if bad
+                else None,
+            )
+            for name, (bad, remedy) in found.items()
+        ],
+    )
