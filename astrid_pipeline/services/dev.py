@@ -1,4 +1,5 @@
-"""Everything a person works with, in one command: PostgreSQL, the Dagster page and daemon, the MLflow page.
+"""Everything a person works with, in one command: PostgreSQL, the Dagster page and daemon, the vetting
+page with the API, the MLflow page.
 
 `run_dev` starts them, says where they are, and ends all of them on SIGINT or SIGTERM, however deep their children
 go. Each service is a session of its own: what a service leaves behind is found by its session and ended too.
@@ -68,6 +69,9 @@ def services(settings: Settings) -> list[Service]:
     command = [sys.executable, "-m", "dagster", "dev", "-m", "astrid_pipeline.definitions"]
     command += ["--host", settings.host, "--port", str(settings.dagster_port), "--log-level", "warning"]
     found = [Service("dagster", "Dagster page", command, shared, dagster, f"{dagster}/server_info")]
+    command = [sys.executable, "-m", "astrid_pipeline.review.app"]
+    page = f"http://{address}:{settings.review_port}"
+    found.append(Service("review", "vetting page", command, shared, page, f"{page}/static/icon.svg"))
     if not settings.mlflow_server:
         command, more = mlflow.server_command(settings)
         page = f"http://{address}:{settings.mlflow_port}"
@@ -108,6 +112,7 @@ def run_dev(
     out = output or sys.stdout
     stopping = threading.Event()
     check_port(settings.host, settings.dagster_port, "ASTRID_DAGSTER_PORT")
+    check_port(settings.host, settings.review_port, "ASTRID_REVIEW_PORT")
     if not settings.mlflow_server:
         check_port(settings.host, settings.mlflow_port, "ASTRID_MLFLOW_PORT")
     with _signals(stopping):

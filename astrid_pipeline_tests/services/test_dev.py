@@ -51,14 +51,16 @@ PROGRAM = "import sys; from astrid_pipeline.services.dev import run_dev; sys.exi
 @pytest.mark.postgres
 @pytest.mark.mlflow
 def test_everything_comes_up_and_a_signal_ends_all_of_it(tmp_path: Path) -> None:
-    ports = free_port(), free_port()
+    ports = free_port(), free_port(), free_port()
     pages = f"http://127.0.0.1:{ports[0]}/server_info", f"http://127.0.0.1:{ports[1]}/health"
+    pages = (*pages, f"http://127.0.0.1:{ports[2]}/sign-in")
     with home() as own:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DAGSTER_"))}
         environment |= {
             "ASTRID_HOME": str(own.home),
             "ASTRID_DAGSTER_PORT": str(ports[0]),
             "ASTRID_MLFLOW_PORT": str(ports[1]),
+            "ASTRID_REVIEW_PORT": str(ports[2]),
             "PYTHONPATH": ROOT,
         }
         log = tmp_path / "log"

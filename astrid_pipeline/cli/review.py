@@ -1,0 +1,103 @@
+"""`astrid review`: the vetting page and the API; catalogues to match against; what people have decided, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from astrid_pipeline.cli.console import out
+
+app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="Look at candidates and decide.")
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands to `parent`."""
+    parent.add_typer(app, name="review")
+
+
+@app.callback()
+def review(
+    context: typer.Context,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", help="Port. Default: ASTRID_REVIEW_PORT, or 8000.")
+    ] = None,
+) -> None:
+    """Start the vetting page and the REST API alone; `astrid dev` starts them beside everything else.
+
+    As long as nobody has a key or a password, whoever sits at this machine may do everything, and nobody else anything;
+    `astrid key` changes that.
+
+    Examples:
+
+    - `astrid review`, then open the address that it prints
+
+    - `astrid review match gaia.parquet --kind star` to see stars at the spot
+
+    - `astrid review export labels.csv`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from astrid_pipeline.review.app import serve
+    from astrid_pipeline.services.dev import check_port
+    from astrid_pipeline.settings import get_settings
+
+    settings = get_settings()
+    if port is not None:
+        settings = settings.model_copy(update={"review_port": port})
+    check_port(settings.host, settings.review_port, "ASTRID_REVIEW_PORT")
+    out.print(
+        f"vetting page   http://{settings.host}:{settings.review_port}   (Ctrl-C ends it)", soft_wrap=True
+    )
+    serve(settings)
+
+
+@app.command("match")
+def match(
+    path: Annotated[Path, typer.Argument(help="CSV, ECSV, Parquet, VOTable or FITS table of positions.")],
+    kind: Annotated[
+        Literal["galaxy", "star", "variable", "transient"],
+        typer.Option("--kind", help="What its entries are."),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="Default: the file's name.")] = None,
+) -> None:
+    """Keep a catalogue to match candidates against; one of the same name is replaced.
+
+    Examples:
+
+    - `astrid review match known_supernovae.csv --kind transient`
+    """
+    from astrid_pipeline.catalog.matching import add_catalogue
+    from astrid_pipeline.resources.catalogue import open_catalogue
+
+    count = add_catalogue(open_catalogue(), name or path.stem, kind, path)
+    out.print(f"{name or path.stem}: {count} entries", soft_wrap=True)
+
+
+@app.command("export")
+def export(
+    path: Annotated[Path, typer.Argument(help="Where to: .csv, .vot, .parquet, or .json for a TNS report.")],
+    what: Annotated[
+        Literal["labels", "objects"],
+        typer.Option("--what", help="Label events, or objects with their consensus."),
+    ] = "labels",
+    reporter: Annotated[str, typer.Option("--reporter", help="For TNS: who reports.")] = "",
+) -> None:
+    """Write labels or objects as CSV, VOTable or Parquet, or the confirmed transients as a TNS bulk report.
+
+    The TNS report is only written: nothing is ever sent.
+
+    Examples:
+
+    - `astrid review export labels.csv`
+
+    - `astrid review export objects.vot --what objects`
+
+    - `astrid review export tns.json --reporter "A. Observer"`
+    """
+    from astrid_pipeline.catalog import export as exports
+    from astrid_pipeline.resources.catalogue import open_catalogue
+
+    count = exports.write(open_catalogue(), path, what, reporter=reporter)
+    out.print(f"{count} rows in {path}", soft_wrap=True)

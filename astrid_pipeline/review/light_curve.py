@@ -1,0 +1,118 @@
+"""A light curve as SVG: forced fluxes with errors, upper limits, filters by colour; every point leads to its stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+WIDTH, HEIGHT = 640, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 12, 26
+#: Filters get these colours in the order of their wavelengths; others, in the order of their names, the rest.
+_ORDER = "ugrizyJHK"
+_COLOURS = ("#9a7bff", "#4fb3ff", "#ff8a5c", "#ffc94d", "#e66fd2", "#7fe0c3", "#c9d1d9", "#ff6b6b", "#8fd14f")
+#: AB zero point of nanojansky.
+_NJY_ZERO = 31.4
+_MEASURED = 3.0
+
+
+def microjansky(curve: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the curve in µJy, if all points have a zero point, else as it is; and the unit's name."""
+    if not len(curve) or curve["zero_point"].isna().any():
+        return curve, "counts"
+    factor = 1e-3 * 10 ** (-0.4 * (curve["zero_point"].astype(float) - _NJY_ZERO))
+    return curve.assign(**{name: curve[name] * factor for name in ("flux", "flux_err", "upper_limit")}), "µJy"
+
+
+def colours(filters: list[str]) -> dict[str, str]:
+    """Return a colour for each filter."""
+    order = sorted(set(filters), key=lambda name: (_ORDER.find(name[:1]) % 99, name))
+    return {name: _COLOURS[k % len(_COLOURS)] for k, name in enumerate(order)}
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Return round numbers between two others, 1, 2 or 5 times a power of ten apart."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / wanted
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = power * next(k for k in (1, 2, 5, 10) if k * power >= raw)
+    return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
+    """Return the SVG, empty without points.
+
+    Parameters
+    ----------
+    curve:
+        As `catalog.objects.light_curve` returns it.
+    now:
+        MJD to mark: that of the source on the page.
+    """
+    if not len(curve):
+        return ""
+    curve, unit = microjansky(curve)
+    curve = curve.assign(filter=curve["filter"].fillna("?").astype(str))
+    seen = curve["snr"].abs() >= _MEASURED
+    top = np.where(seen, curve["flux"] + curve["flux_err"], curve["upper_limit"])
+    bottom = np.where(seen, curve["flux"] - curve["flux_err"], 0.0)
+    low, high = float(min(bottom.min(), 0.0)), float(max(top.max(), 0.0))
+    pad = 0.06 * (high - low or 1.0)
+    low, high = low - pad, high + pad
+    first, last = float(curve["mjd"].min()), float(curve["mjd"].max())
+    pad = max(0.03 * (last - first), 0.02)
+    first, last = first - pad, last + pad
+
+    def x(value: float) -> float:
+        return round(_LEFT + (value - first) / (last - first) * (WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 1)
+
+    parts = [
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="light curve, {len(curve)} points">'
+    ]
+    for value in ticks(low, high):
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value)}" y2="{y(value)}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>'
+        )
+    for value in ticks(first, last, 5):
+        parts.append(f'<text x="{x(value)}" y="{HEIGHT - 8}" text-anchor="middle">{value:.10g}</text>')
+    parts.append(f'<line class="zero" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(0)}" y2="{y(0)}"/>')
+    parts.append(f'<text x="4" y="{_TOP}">Δ {unit}</text>')
+    if now is not None:
+        parts.append(f'<line class="now" x1="{x(now)}" x2="{x(now)}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    palette = colours(curve["filter"].tolist())
+    for row, is_seen in zip(curve.itertuples(), seen, strict=True):
+        parts.append(_point(row, bool(is_seen), palette[str(row.filter)], unit, x, y))
+    for k, (name, colour) in enumerate(palette.items()):
+        at = WIDTH - _RIGHT - 14 - 34 * (len(palette) - 1 - k)
+        parts.append(f'<text x="{at}" y="{_TOP}" fill="{colour}" class="filter">{escape(name)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _point(
+    row: Any, seen: bool, colour: str, unit: str, x: Callable[[float], float], y: Callable[[float], float]
+) -> str:
+    at = x(row.mjd)
+    source = row.source_id
+    link = (
+        f' data-source="{int(source)}" class="to-source"' if source is not None and source == source else ""
+    )
+    exposure = escape(str(row.exposure_id))
+    if seen:
+        told = f"{exposure}: {row.flux:.3g} ± {row.flux_err:.2g} {unit}"
+        high, low = y(row.flux + row.flux_err), y(row.flux - row.flux_err)
+        shape = (
+            f'<line x1="{at}" x2="{at}" y1="{low}" y2="{high}" stroke="{colour}"/>'
+            f'<circle cx="{at}" cy="{y(row.flux)}" r="{4 if link else 3}" fill="{colour}"/>'
+        )
+    else:
+        told = f"{exposure}: below {row.upper_limit:.3g} {unit} (3σ)"
+        shape = f'<path d="M{at - 4},{y(row.upper_limit)} h8 l-4,6 z" fill="none" stroke="{colour}"/>'
+    return f"<g{link}><title>{told}</title>{shape}</g>"

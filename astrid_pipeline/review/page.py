@@ -1,0 +1,238 @@
+"""The vetting page, rendered here; `static/review.js` swaps panels in, so that the next one is there at once."""
+
+from __future__ import annotations
+
+import datetime as dt
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from astrid_pipeline import __version__
+from astrid_pipeline.catalog import access, labels, objects, queue
+from astrid_pipeline.catalog.matching import cross_match
+from astrid_pipeline.errors import AstridError
+from astrid_pipeline.imaging.mask import names
+from astrid_pipeline.review.access import COOKIE, SESSION_SECONDS, Identity
+from astrid_pipeline.review.api import filter_from, seen_by, source_of
+from astrid_pipeline.review.context import Context, Here, Reader, context_of
+from astrid_pipeline.review.light_curve import light_curve_svg
+from astrid_pipeline.review.problems import Problem
+from astrid_pipeline.review.schemas import Id, Paged
+
+router = APIRouter(include_in_schema=False)
+#: Rows of the queue on the page at once; `more` loads as many again.
+ROWS = 200
+#: Scores of every model that a source may have, as they are called on the page.
+_SCORES = (
+    ("unet_score", "U-Net"),
+    ("real_bogus", "real/bogus trees"),
+    ("isolation", "isolation forest"),
+    ("one_class", "one-class SVM"),
+)
+_SHAPES = (
+    ("fwhm_ratio", "FWHM / PSF"),
+    ("elongation", "elongation"),
+    ("dipole", "dipole"),
+    ("chi2", "χ²"),
+    ("neg_fraction", "negative share"),
+    ("trail", "trail, px"),
+    ("ref_distance", "to a reference source, px"),
+    ("masked_fraction", "masked share"),
+)
+
+
+class PageQuery(Paged):
+    """A filter as a form sends it: empty values are none."""
+
+    kind: queue.Kind = "detections"
+
+
+@cache
+def _templates() -> Environment:
+    folder = Path(__file__).parent / "templates"
+    made = Environment(
+        loader=FileSystemLoader(folder), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["num"] = _number
+    made.globals["version"] = __version__
+    return made
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{float(value):.{digits}f}"
+
+
+def _render(name: str, status: int = 200, **values: Any) -> HTMLResponse:
+    return HTMLResponse(_templates().get_template(name).render(**values), status)
+
+
+def sexagesimal(ra: float, dec: float) -> str:
+    """Return a position as hours and degrees, to 0.01 s and 0.1″."""
+    from astropy import units as u
+    from astropy.coordinates import Angle
+
+    hours = Angle(ra, u.deg).to_string(unit=u.hourangle, sep=":", precision=2, pad=True)
+    degrees = Angle(dec, u.deg).to_string(unit=u.deg, sep=":", precision=1, pad=True, alwayssign=True)
+    return f"{hours} {degrees}"
+
+
+@router.get("/")
+def root() -> RedirectResponse:
+    """Lead to the queue."""
+    return RedirectResponse("/review")
+
+
+def _filled(request: Request) -> PageQuery:
+    """Return the filter of a form: fields left empty do not count. Raises `Problem` 422."""
+    from pydantic import ValidationError
+
+    try:
+        return PageQuery(**{k: v for k, v in request.query_params.items() if v != ""})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(
+            422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "mend the filter"
+        ) from error
+
+
+@router.get("/review")
+def review(request: Request) -> Response:
+    """Show the queue and, through the script, its first source."""
+    here = context_of(request)
+    me = here.gate.identify(request)
+    if me is None:
+        return RedirectResponse("/sign-in", 303)
+    me = here.gate.require(request, "read")
+    asked = _filled(request)
+    facets = queue.facets(here.catalog)
+    if not request.query_params:
+        # A night begins with what is new: the latest night, unseen, the surest first.
+        latest = facets["nights"][0] if facets["nights"] else None
+        asked = PageQuery(night=dt.date.fromisoformat(latest) if latest else None, seen="unseen")
+    wanted = filter_from(asked, asked.kind, me.who)
+    page = queue.list_sources(here.catalog, wanted, ROWS, asked.cursor)
+    chosen = asked.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"})
+    return _render(
+        "review.html",
+        me=me,
+        rows=page.rows,
+        more=urlencode({**chosen, "cursor": page.next}) if page.next else None,
+        asked=chosen,
+        query=urlencode(chosen),
+        facets=facets,
+        saved={name: urlencode(query) for name, query in access.saved_filters(here.catalog, me.who).items()},
+        sorts=list(queue.SORTS),
+        progress=queue.progress(here.catalog, wanted),
+        classes=labels.LABEL_CLASSES,
+    )
+
+
+@router.get("/review/rows")
+def rows(request: Request, me: Reader, here: Here) -> Response:
+    """Return the queue's further rows."""
+    asked = _filled(request)
+    page = queue.list_sources(here.catalog, filter_from(asked, asked.kind, me.who), ROWS, asked.cursor)
+    chosen = asked.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"})
+    more = urlencode({**chosen, "cursor": page.next}) if page.next else None
+    return _render("rows.html", rows=page.rows, more=more)
+
+
+@router.get("/review/panel/{source_id}")
+def panel(here: Here, me: Reader, source_id: Id) -> Response:
+    """Return everything about one source, to be swapped into the page."""
+    return _render("panel.html", **panel_values(here, me, source_id))
+
+
+def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
+    """Return what the panel shows."""
+    source = source_of(here, source_id)
+    about, missing = None, None
+    try:
+        about = here.stamps.get(source).about
+    except AstridError as error:
+        missing = f"{error.what} ({error.remedy})"
+    history = labels.history(here.catalog, source["key"])
+    placed = source["ra"] is not None
+    found = cross_match(here.catalog, [source["ra"]], [source["dec"]]) if placed else None
+    curve = objects.light_curve(here.catalog, source["object_id"]) if source["object_id"] else None
+    features = source["features"]
+    return {
+        "s": seen_by(here, source, me.who),
+        "about": about,
+        "missing": missing,
+        "history": history,
+        "coordinates": sexagesimal(source["ra"], source["dec"]) if placed else None,
+        "matches": [] if found is None else found.to_dict(orient="records"),
+        "near": queue.neighbours(here.catalog, source).to_dict(orient="records") if placed else [],
+        "curve": "" if curve is None else light_curve_svg(curve, source["mjd"]),
+        "points": 0 if curve is None else len(curve),
+        "scores": [(title, features[name]) for name, title in _SCORES if features.get(name) is not None],
+        "shares": [
+            (n[2:], features[n])
+            for n in ("p_transient", "p_variable", "p_moving")
+            if features.get(n) is not None
+        ],
+        "shapes": [(title, features[name]) for name, title in _SHAPES if features.get(name) is not None],
+        "flags": names(source["flags"]),
+        "classes": labels.LABEL_CLASSES,
+    }
+
+
+@router.get("/review/report")
+def report(here: Here, me: Reader, night: Annotated[dt.date | None, Query()] = None) -> Response:
+    """Show what a night's scanning came to."""
+    facets = queue.facets(here.catalog)
+    if night is None and facets["nights"]:
+        night = dt.date.fromisoformat(facets["nights"][0])
+    wanted = queue.Filter(night=night)
+    kappa, shared = labels.kappa(here.catalog)
+    return _render(
+        "report.html",
+        me=me,
+        night=night,
+        nights=facets["nights"],
+        progress=queue.progress(here.catalog, wanted),
+        confirmed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="real"), 500).rows,
+        disputed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="disputed"), 500).rows,
+        scanners=labels.scanners(here.catalog).to_dict(orient="records"),
+        kappa=kappa,
+        shared=shared,
+    )
+
+
+@router.get("/sign-in")
+def sign_in_form(request: Request) -> Response:
+    """Show the form, or what there is to do where nobody can sign in yet."""
+    return _render("sign_in.html", nobody=context_of(request).gate.single_user(), wrong=None)
+
+
+@router.post("/sign-in")
+async def sign_in(request: Request) -> Response:
+    """Begin a session."""
+    here = context_of(request)
+    given = parse_qs((await request.body())[:4096].decode("utf-8", "replace"))
+    name, password = ((given.get(field) or [""])[0] for field in ("name", "password"))
+    try:
+        cookie = await run_in_threadpool(here.gate.sign_in, request, name, password)
+    except Problem as problem:
+        return _render("sign_in.html", problem.status, nobody=False, wrong=problem.title)
+    answer = RedirectResponse("/review", 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(
+        COOKIE, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+    )
+    return answer
+
+
+@router.post("/sign-out")
+def sign_out(request: Request, me: Reader) -> Response:
+    """End the session."""
+    answer = RedirectResponse("/sign-in", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
