@@ -97,8 +97,6 @@ def main(arguments: list[str] | None = None) -> int:
         from astrid_pipeline_tests.benchmarks import real
 
         results["real"] = real.measure(chosen.slow_pairs)
-        for line in real.lines(results["real"]):
-            print(line)
     found = report.checks(results)
     results["checks"] = [vars(check) for check in found]
     accuracy.save(chosen.output, results)

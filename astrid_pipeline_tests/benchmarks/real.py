@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,42 +58,47 @@ def folder() -> Path | None:
     return found if (found / "vista_video_A").is_dir() else None
 
 
-def measure(slow_pairs: int = 2, pictures: Path | None = None, parts: Sequence[str] = ()) -> Figure:
-    """Return the figures of all real sets; nothing but the reason where the data are not."""
+def measure(
+    slow_pairs: int = 2,
+    pictures: Path | None = None,
+    parts: Sequence[str] = (),
+    told: Callable[[str], None] = print,
+) -> Figure:
+    """Return the figures of all real sets; nothing but the reason where the data are not. `told` hears each line."""
     data = folder()
     if data is None:
-        return {"absent": "no real data sets (set ASTRID_SHARED_DATA)"}
+        told("real pixels: no real data sets (set ASTRID_SHARED_DATA)")
+        return {"absent": "no real data sets"}
     out: Figure = {}
-    chosen = parts or ("null", "decam", "vista")
-    if "null" in chosen:
-        out["null"] = null_pairs(data, pictures)
-    if "decam" in chosen:
-        out["decam"] = decam(data, pictures)
-    if "vista" in chosen:
-        out["vista"] = vista(data, slow_pairs, pictures)
+    for part in parts or ("null", "decam", "vista"):
+        out[part] = {}
+        # Hours of work are told as they are done.
+        for name, found in SETS[part](data, slow_pairs, pictures):
+            out[part][name] = found
+            for text in lines(part, name, found):
+                told(text)
     return out
 
 
-def vista(data: Path, slow_pairs: int, pictures: Path | None) -> Figure:
-    """Return the figures of all ordered pairs of epochs, by method; peers get the first `slow_pairs`."""
+def vista(data: Path, slow_pairs: int, pictures: Path | None) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of all ordered pairs of epochs, by method; peers get the first `slow_pairs`."""
     frames = {epoch: open_frame(data / "vista_video_A" / f"image_{epoch}.fits") for epoch in EPOCHS}
     movers = pd.read_csv(data / "vista_video_A" / "transients.csv")
     movers["epoch"] = movers["file"].str.extract(r"image_(\d+)").astype(int)
-    out: Figure = {}
     for number, (new, old) in enumerate(itertools.permutations(EPOCHS, 2)):
         science, reference = frames[new], frames[old]
         name = f"{new}−{old}"
-        out[name] = {"registration": held_out(reference, science)}
+        out: Figure = {"registration": held_out(reference, science)}
         aligned = align(reference, to=science)
         near = _near_movers(science, movers, (new, old))
         for method in methods(number < slow_pairs):
             try:
                 seen = run(method, science, aligned)
             except (AstridError, peers.PeerError) as error:
-                out[name][method] = {"error": str(error)}
+                out[method] = {"error": str(error)}
                 continue
             found = peaks(seen.outcome, near)
-            out[name][method] = {**noise(seen.outcome, near), **_rates(found, seen.outcome)}
+            out[method] = {**noise(seen.outcome, near), **_rates(found, seen.outcome)}
             if seen.difference is not None:
                 table = seen.outcome.candidates
                 assert table is not None
@@ -101,11 +106,11 @@ def vista(data: Path, slow_pairs: int, pictures: Path | None) -> Figure:
                     np.clip(np.rint(table.y).to_numpy(int), 0, near.shape[0] - 1),
                     np.clip(np.rint(table.x).to_numpy(int), 0, near.shape[1] - 1),
                 ]
-                out[name][method]["unflagged_candidates"] = int((~here & (table["flags"] == 0)).sum())
-            out[name][method]["movers"] = _movers(seen.outcome, science, movers, (new, old))
+                out[method]["unflagged_candidates"] = int((~here & (table["flags"] == 0)).sum())
+            out[method]["movers"] = _movers(seen.outcome, science, movers, (new, old))
             if pictures is not None and seen.difference is not None:
                 draw(pictures / f"vista_{new}_{old}_{method.replace(' ', '_')}.png", seen.difference, found)
-    return out
+        yield name, out
 
 
 def methods(slow: bool) -> list[str]:
@@ -225,26 +230,25 @@ def _rates(found: pd.DataFrame, outcome: Outcome) -> Figure:
     }
 
 
-def null_pairs(data: Path, pictures: Path | None) -> Figure:
-    """Return what is found where nothing changed, both ways round; raw mosaics become superpixels when calibrated."""
+def null_pairs(data: Path, slow_pairs: int, pictures: Path | None) -> Iterator[tuple[str, Figure]]:
+    """Yield what is found where nothing changed, both ways round; raw mosaics become superpixels when calibrated."""
     sets = {
         "eso085-030": ("eso085-030_004.fit", "eso085-030_005.fit"),
         "panoptes": ("panoptes_unsolved.fits", "panoptes_solved.fits.fz"),
     }
-    out: Figure = {}
     for name, files in sets.items():
         frames = [open_frame(data / "pairs_same_night" / file) for file in files]
         for tag, (science, reference) in ((name, frames), (f"{name} back", frames[::-1])):
             aligned = align(reference, to=science)
             none = np.zeros(science.shape, bool)
-            out[tag] = {"shape": science.shape, "bayer": science.meta.get("bayer_pattern")}
+            out: Figure = {"shape": science.shape, "bayer": science.meta.get("bayer_pattern")}
             for method in ("astrid zogy", "astrid classic"):
                 seen = run(method, science, aligned)
                 assert seen.difference is not None
                 assert seen.outcome.candidates is not None
                 found = peaks(seen.outcome, none)
                 flags = seen.outcome.candidates["flags"]
-                out[tag][method] = {
+                out[method] = {
                     **noise(seen.outcome, none),
                     **_rates(found, seen.outcome),
                     "candidates": len(flags),
@@ -253,11 +257,11 @@ def null_pairs(data: Path, pictures: Path | None) -> Figure:
                 }
                 if pictures is not None and method == "astrid zogy":
                     draw(pictures / f"null_{tag.replace(' ', '_')}.png", seen.difference, found)
-    return out
+            yield tag, out
 
 
-def decam(data: Path, pictures: Path | None) -> Figure:
-    """Return noise and S/N of the brightening in the stacks, and the same of the published difference."""
+def decam(data: Path, slow_pairs: int, pictures: Path | None) -> Iterator[tuple[str, Figure]]:
+    """Yield noise and S/N of the brightening in the stacks, and the same of the published difference."""
     at = data / "decam_sfft_minis"
     truth = pd.read_csv(at / "transients.csv").iloc[0]
     x, y = float(truth["x"]), float(truth["y"])
@@ -299,7 +303,7 @@ def decam(data: Path, pictures: Path | None) -> Figure:
             **_rates(peaks(outcome, near), outcome),
             **_at(outcome, x, y),
         }
-    return out
+    yield "stack", out
 
 
 def _at(outcome: Outcome, x: float, y: float) -> Figure:
@@ -320,36 +324,32 @@ def _at(outcome: Outcome, x: float, y: float) -> Figure:
     }
 
 
-def lines(figures: Figure) -> Iterator[str]:
-    """Yield the figures in words."""
-    if "absent" in figures:
-        yield f"real pixels: {figures['absent']}"
-    for kind, sets in figures.items():
-        if not isinstance(sets, dict):
+SETS = {"null": null_pairs, "decam": decam, "vista": vista}
+
+
+def lines(part: str, name: str, by_method: Figure) -> Iterator[str]:
+    """Yield the figures of one pair in words."""
+    if "registration" in by_method:
+        r = by_method["registration"]
+        yield f"{part} {name}: {r['n']} held-out stars off by {r['rms'][0]:.3f} {r['rms'][1]:.3f} px rms"
+    for method, f in by_method.items():
+        if not isinstance(f, dict) or ("sigma" not in f and "error" not in f):
             continue
-        rows = {"": sets} if kind == "decam" else sets
-        for name, by_method in rows.items():
-            if "registration" in by_method:
-                r = by_method["registration"]
-                yield f"{kind} {name}: {r['n']} held-out stars off by {r['rms'][0]:.3f} {r['rms'][1]:.3f} px rms"
-            for method, f in by_method.items():
-                if not isinstance(f, dict) or ("sigma" not in f and "error" not in f):
-                    continue
-                if "error" in f:
-                    yield f"{kind} {name} {method:14s} {f['error'][:100]}"
-                    continue
-                text = f"{kind} {name:16s} {method:14s} σ {f['sigma']:.3f} (robust {f['sigma_robust']:.3f})"
-                text += f", masked {f['masked']:.1%}, over 5 σ a Mpix +{f['positive_per_megapixel']:.1f}"
-                text += f" −{f['negative_per_megapixel']:.1f}"
-                if "unflagged_candidates" in f:
-                    text += f", {f['unflagged_candidates']} unflagged"
-                if f.get("movers"):
-                    words = (f"{k} {v:.1f}" if v is not None else f"{k} off" for k, v in f["movers"].items())
-                    text += f"; movers {', '.join(words)}"
-                if "transient_snr" in f:
-                    text += f"; transient {f['transient_snr']:.1f} σ, flux {f['transient_flux']:.0f}"
-                    text += f" ± {f['transient_flux_err']:.0f}"
-                yield text
+        if "error" in f:
+            yield f"{part} {name} {method:14s} {f['error'][:100]}"
+            continue
+        text = f"{part} {name:16s} {method:14s} σ {f['sigma']:.3f} (robust {f['sigma_robust']:.3f})"
+        text += f", masked {f['masked']:.1%}, over 5 σ a Mpix +{f['positive_per_megapixel']:.1f}"
+        text += f" −{f['negative_per_megapixel']:.1f}"
+        if "unflagged_candidates" in f:
+            text += f", {f['unflagged_candidates']} unflagged"
+        if f.get("movers"):
+            words = (f"{k} {v:.1f}" if v is not None else f"{k} off" for k, v in f["movers"].items())
+            text += f"; movers {', '.join(words)}"
+        if "transient_snr" in f:
+            text += f"; transient {f['transient_snr']:.1f} σ, flux {f['transient_flux']:.0f}"
+            text += f" ± {f['transient_flux_err']:.0f}"
+        yield text
 
 
 def main() -> int:
@@ -363,9 +363,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(chosen.slow_pairs, chosen.pictures, tuple(filter(None, chosen.parts.split(","))))
-    for text in lines(found):
-        print(text)
+    found = measure(
+        chosen.slow_pairs,
+        chosen.pictures,
+        tuple(filter(None, chosen.parts.split(","))),
+        lambda text: print(text, flush=True),
+    )
     if chosen.output:
         from astrid_pipeline_tests.benchmarks.accuracy import save
 
