@@ -122,7 +122,10 @@ def load_keywords(*extra: str | Path | Mapping[str, Any] | None) -> Keywords:
 @lru_cache(maxsize=1)
 def _packaged() -> Keywords:
     text = resources.files("astrid_pipeline.archives").joinpath("keywords.yaml").read_text(encoding="utf-8")
-    return Keywords(keys={}).extended(yaml.safe_load(text), "keywords.yaml")
+    from astrid_pipeline.archives.profiles import instrument_tables
+
+    tables = Keywords(keys={}).extended(yaml.safe_load(text), "keywords.yaml")
+    return tables.extended({"instruments": instrument_tables()}, "profiles")
 
 
 def _load_yaml(path: Path) -> Any:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from astrid_pipeline.archives.header_cache import cache_folder
 from astrid_pipeline.archives.mast_listing import KeptListing, State, mjd_now, usable_products, version_of
 from astrid_pipeline.archives.mast_query import MastClient, MastQuery, filter_of
 from astrid_pipeline.archives.mast_rows import each
+from astrid_pipeline.archives.profiles import usual_products
 from astrid_pipeline.archives.web import BRIEF, Patience
 from astrid_pipeline.errors import AstridError, ConfigError, ReadError, ServiceError
 from astrid_pipeline.settings import get_settings
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The usual products of a collection, the best first. Drizzled ones before single exposures for HST: one image with a
-#: linear WCS. JWST's rectified mosaic, Swift's sky image, GALEX's intensity map, Pan-STARRS' single warps.
-USUAL_PRODUCTS: Mapping[str, tuple[str, ...]] = {
-    "HST": ("DRC", "DRZ", "FLC", "FLT", "C0M", "C0F"),
-    "HLA": ("DRZ",),
-    "JWST": ("I2D", "CAL"),
-    "SWIFT": (),
-    "GALEX": (),
-    "PS1": (),
-}
 #: Minutes for which a listing is taken as it is: a run asks for what the sensor has just listed.
 FRESH_MINUTES = 15.0
 
@@ -137,7 +128,7 @@ class MastArchive:
             part = missing.iloc[first : first + step]
             products = self.client.products([str(obsid) for obsid in part.obsid])
             for collection in sorted(set(part.obs_collection)):
-                usual = self.query.products or USUAL_PRODUCTS.get(str(collection), ())
+                usual = self.query.products or usual_products(str(collection))
                 mine = set(part.obsid[part.obs_collection == collection])
                 best = usable_products(
                     products[products.obsID.isin(mine)] if len(products) else products, usual
