@@ -345,3 +345,35 @@ def test_dead_frames_are_refused_and_nan_is_masked(camera: Camera) -> None:
     frame = calibrate(hurt)
     assert np.isfinite(frame.data).all()
     assert (frame.mask[50:53, 60] & int(Mask.NO_DATA)).all()
+
+
+def test_the_saturation_level_is_the_linearised_one_of_the_lowest_amplifier() -> None:
+    from astrid_pipeline.imaging.calibrate.reduction import Reduction
+
+    shape = (40, 60)
+    bias, dark = np.full(shape, 20, np.float32), np.full(shape, 0.5, np.float32)
+    reduction = Reduction(((0, 40, 0, 30), (0, 40, 30, 60)), (1.5, 2.0), exposure=60.0, bias=bias, dark=dark)
+    curves = ((2e-6,), (1e-6,))
+    found = reduction.saturation(50_000, (1000.0, 1500.0), curves)
+    # counts above zero, made linear, less bias and dark, times the gain
+    first = (49_000 * (1 + 2e-6 * 49_000) - 20 - 30) * 1.5
+    second = (48_500 * (1 + 1e-6 * 48_500) - 20 - 30) * 2.0
+    assert found == pytest.approx(min(first, second), rel=1e-5)
+
+
+def test_rows_in_strips_and_threads_change_nothing(
+    camera: Camera, masters: MasterCalibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from astrid_pipeline.imaging.calibrate import reduction
+
+    raw = camera.expose(np.random.default_rng(8), 500.0, 60.0)
+    frames = []
+    for size, threads in ((10**9, "1"), (7 * camera.shape[1], "3")):
+        monkeypatch.setattr(reduction, "_STRIP", size)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        frames.append(calibrate(raw, masters))
+    np.testing.assert_array_equal(frames[0].data, frames[1].data)
+    assert frames[0].variance is not None
+    assert frames[1].variance is not None
+    np.testing.assert_array_equal(frames[0].variance, frames[1].variance)
+    np.testing.assert_array_equal(frames[0].mask, frames[1].mask)

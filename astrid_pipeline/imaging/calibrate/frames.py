@@ -10,9 +10,9 @@ import numpy.typing as npt
 from astrid_pipeline.errors import CalibrationError, PixelError
 from astrid_pipeline.imaging.bayer import halved
 from astrid_pipeline.imaging.calibrate import cosmic_rays, defects, saturation, trails
-from astrid_pipeline.imaging.calibrate.amplifiers import Assembled, assemble, cut
-from astrid_pipeline.imaging.calibrate.build import gain_map
+from astrid_pipeline.imaging.calibrate.amplifiers import Assembled, assemble
 from astrid_pipeline.imaging.calibrate.masters import MasterCalibration
+from astrid_pipeline.imaging.calibrate.reduction import DEAD, Reduction
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.io import sky_noise
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, MaskArray
@@ -127,20 +127,16 @@ def _from_detector(
     assembled = assemble(raw, nonlinearity=masters.nonlinearity if masters else None)
     meta = dict(raw.meta)
     done = ["overscan"] if assembled.has_zero_level else []
-    data = assembled.data
     exposure = float(meta.get("exposure") or 0.0)
-    extra = np.zeros(data.shape, np.float32)
-    dark_counts = np.zeros(data.shape, np.float32)
+    wanted = str(meta.get("filter", "none"))
     if masters is not None and masters.nonlinearity:
         done.append("linearity")
+    pedestal = 0.0
     if masters is not None and masters.bias is not None:
-        data = data - masters.bias
-        if masters.bias_variance is not None:
-            extra = extra + masters.bias_variance
         done.append("bias")
     elif not assembled.has_zero_level and meta.get("pedestal") is not None:
         # The camera's software says what to add for a true zero.
-        data = data + np.float32(meta["pedestal"])
+        pedestal = float(meta["pedestal"])
         done.append("pedestal")
     if masters is not None and masters.dark is not None:
         if not exposure:
@@ -149,40 +145,33 @@ def _from_detector(
                 where=meta.get("exposure_id"),
                 remedy="set EXPTIME",
             )
-        dark_counts = masters.dark * np.float32(exposure)
-        data = data - dark_counts
-        if masters.dark_variance is not None:
-            extra = extra + masters.dark_variance * np.float32(exposure**2)
         done.append("dark")
-    zero = assembled.peak - data
-    sections = assembled.sections
     gains = (
         masters.gains if masters is not None and all(masters.gains) else tuple(a.gain for a in raw.amplifiers)
     )
     known_gain = bool(gains) and all(gains)
-    gain = gain_map(data.shape, sections, gains) if known_gain else None
-    level = meta.get("saturation")
-    variance = None
     read_noise = _read_noise(raw, assembled, masters, gains if known_gain else None)
     zeroed = bool({"overscan", "bias", "pedestal"} & set(done))
-    if gain is not None:
-        data = data * gain
-        if read_noise is not None and zeroed:
-            # Dark current has been subtracted, its photon noise has not.
-            photons = np.maximum(data + dark_counts * gain, 0)
-            variance = _read_variance(data.shape, sections, read_noise) + photons + extra * gain**2
-    flat = masters.flats.get(str(meta.get("filter", "none"))) if masters is not None else None
-    if flat is not None and masters is not None:
-        flat_variance = masters.flat_variances[str(meta.get("filter", "none"))]
-        usable = flat > 0.01
-        safe = np.where(usable, flat, 1)
-        data = np.where(usable, data / safe, np.nan)
-        if variance is not None:
-            variance = variance / safe**2 + np.square(data) * flat_variance / safe**2
+    flat = masters.flats.get(wanted) if masters is not None else None
+    if flat is not None:
         done.append("flat")
+    reduction = Reduction(
+        sections=assembled.sections,
+        gains=tuple(float(g) for g in gains if g) if known_gain else None,
+        read_noise=tuple(read_noise) if known_gain and zeroed and read_noise is not None else None,
+        pedestal=pedestal,
+        exposure=exposure,
+        bias=masters.bias if masters else None,
+        bias_variance=masters.bias_variance if masters else None,
+        dark=masters.dark if masters else None,
+        dark_variance=masters.dark_variance if masters else None,
+        flat=flat,
+        flat_variance=masters.flat_variances[wanted] if masters is not None and flat is not None else None,
+    )
+    data, variance = reduction.apply(assembled.data)
     mask = np.zeros(data.shape, np.int32) if masters is None or masters.bad is None else masters.bad.copy()
     if flat is not None:
-        mask[flat <= 0.01] |= np.int32(Mask.BAD_PIXEL)
+        mask[flat <= DEAD] |= np.int32(Mask.BAD_PIXEL)
     if known_gain:
         meta.update(unit="electron", gain=1.0)
         meta["gain_source"] = masters.gain_source if masters is not None and all(masters.gains) else "header"
@@ -190,12 +179,12 @@ def _from_detector(
     if read_noise is not None:
         # In counts where there is no gain; nobody can turn it into electrons then.
         meta["read_noise"] = float(np.mean(read_noise))
+    level = meta.get("saturation")
     if level is not None:
-        # The lowest level at which a pixel saturates, in the frame's units.
-        factor = gain if gain is not None else np.float32(1)
-        meta["saturation"] = float(np.median((level - zero) * factor))
+        curves = masters.nonlinearity if masters is not None else ()
+        meta["saturation"] = reduction.saturation(float(level), assembled.levels, curves)
     meta["calibration"] = ",".join(done) if done else "none"
-    return data.astype(np.float32), variance, mask, meta, assembled.peak, level
+    return data, variance, mask, meta, assembled.peak, level
 
 
 def _read_noise(
@@ -213,13 +202,6 @@ def _read_noise(
     if gains and all(assembled.overscan_noise):
         return [float(n) * float(g) for n, g in zip(assembled.overscan_noise, gains, strict=True) if n and g]
     return None
-
-
-def _read_variance(shape: tuple[int, int], sections: Any, read_noise: list[float]) -> Image:
-    out = np.empty(shape, np.float32)
-    for section, noise in zip(sections, read_noise, strict=True):
-        cut(out, section)[...] = noise**2
-    return out
 
 
 def _sum_cells(
@@ -254,19 +236,23 @@ def _add_masks(
     with_cosmic_rays: bool,
 ) -> None:
     """Set the bits of saturation, bleeding, cosmic rays, trails and edges in `mask`; note in `meta` what was found."""
-    residual = data - defects.local_median(data, _SKY_BOX)
+    # Every second pixel of a box tells its median to 0.05 of a pixel's noise.
+    residual = defects.local_median(data, _SKY_BOX, step=2)
+    np.subtract(data, residual, out=residual)
     if variance is not None:
         noise: Image | float = np.sqrt(variance)
+        square: Image | float = variance
     else:
         noise = _empirical_noise(residual, data, meta)
+        square = np.square(noise)
     mask |= saturation.saturation_mask(residual, noise, peak, level)
     unusable = (mask & int(UNUSABLE)) != 0
     if meta.get("resampled"):
         # Interpolation has smeared cosmic rays into something as wide as stars, and made stars' cores uneven.
         with_cosmic_rays = False
-    fwhm = cosmic_rays.typical_fwhm(residual, np.square(noise), unusable)
+    fwhm = cosmic_rays.typical_fwhm(residual, square, unusable)
     if with_cosmic_rays:
-        hits = cosmic_rays.find_cosmic_rays(residual, np.square(noise), unusable, fwhm)
+        hits = cosmic_rays.find_cosmic_rays(residual, square, unusable, fwhm)
         mask[hits] |= np.int32(Mask.COSMIC_RAY)
         meta["cosmic_ray_fraction"] = float(hits.mean())
         unusable |= hits
