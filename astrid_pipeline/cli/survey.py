@@ -135,27 +135,45 @@ def run(
 
 def backfill(
     field: _FieldName,
-    start: Annotated[str, typer.Argument(metavar="START", help="First night, YYYY-MM-DD.")],
-    end: Annotated[str, typer.Argument(metavar="END", help="Last night, YYYY-MM-DD; it is made too.")],
+    start: Annotated[
+        str | None,
+        typer.Argument(metavar="[START]", help="First night, YYYY-MM-DD. Default: the archive's first."),
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[END]", help="Last night, YYYY-MM-DD; it is made too. Default: the archive's last."
+        ),
+    ] = None,
+    first_night: Annotated[str | None, typer.Option("--from", help="The same as START.")] = None,
+    last_night: Annotated[str | None, typer.Option("--to", help="The same as END.")] = None,
     workers: _Workers = None,
 ) -> None:
     """Make all nights of a field in a range, side by side; what is made already is left as it is.
 
-    Nights without exposures are skipped; a night that fails is named, the others are made.
+    Nights without exposures cost nothing; a night that fails is named, the others are made. Stopped or killed in
+    between, it goes on where it was when it is called again.
 
     Examples:
 
-    - `astrid backfill m31-north 2026-03-01 2026-03-31 --workers 4`
+    - `astrid backfill m31-north --from 2026-03-01 --to 2026-03-31 --workers 4`
+
+    - `astrid backfill m31-north` makes everything that the archive has
     """
-    first, last = _night(start), _night(end)
-    if last < first:
+    for one, other, name in ((start, first_night, "--from"), (end, last_night, "--to")):
+        if one is not None and other is not None and one != other:
+            raise ConfigError(f"{one} and {other} cannot both hold", where=name, remedy="give the night once")
+    first, last = (
+        None if text is None else _night(text) for text in (start or first_night, end or last_night)
+    )
+    if first is not None and last is not None and last < first:
         raise ConfigError(f"the last night, {last}, is before the first, {first}", remedy="exchange the two")
     from astrid_pipeline import driver
     from astrid_pipeline.driver.display import Display
 
     with Display(err) as display:
         results = driver.backfill(field, first, last, workers, display.done)
-    runs.conclude(results, f"Nothing to do: every night of {field} from {first} to {last} is made.")
+    runs.conclude(results, f"Nothing to do: every night of {field}{_span(first, last)} is made.")
 
 
 def status() -> None:
@@ -192,6 +210,10 @@ def status() -> None:
     told = {name: counts.get(name, 0) for name in ("models", "training_runs", "training_datasets")}
     out.print("  ".join(f"[dim]{name.replace('_', ' ')}[/] {value}" for name, value in told.items()))
     out.print(f"[dim]store[/] {settings.store_url}  [dim]home[/] {settings.home}", soft_wrap=True)
+
+
+def _span(first: str | None, last: str | None) -> str:
+    return (f" from {first}" if first else "") + (f" to {last}" if last else "")
 
 
 def _night(text: str) -> str:
