@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 
 from astrid_pipeline import __version__
 from astrid_pipeline.catalog import Catalog
-from astrid_pipeline.review import api, health, page, problems, stream
+from astrid_pipeline.review import api, health, page, problems, stream, training
 from astrid_pipeline.review.access import Gate
 from astrid_pipeline.review.context import Context, Here
 from astrid_pipeline.review.schemas import Health
@@ -63,6 +63,8 @@ def create_app(
     problems.install(app)
     app.include_router(api.router)
     app.include_router(stream.router)
+    for prefix in ("/api/v1", ""):
+        app.include_router(training.router, prefix=prefix)
     app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     _install_own(app)

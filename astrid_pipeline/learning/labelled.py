@@ -1,0 +1,81 @@
+"""Stamps that people have labelled, as a data set for PyTorch: a folder of arrays and a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch import Tensor, from_numpy
+from torch.utils.data import Dataset
+
+from astrid_pipeline.errors import ModelError, ReadError
+
+IMAGES, MASKS, SAMPLES, FACTS = "images.npy", "masks.npy", "samples.parquet", "facts.json"
+
+
+class LabelledStamps(Dataset[tuple[Tensor, int]]):
+    """Labelled stamps of one folder: `data[i]` is a (4, 63, 63) float32 tensor and 1 (real) or 0 (bogus).
+
+    The planes are science, reference, difference and score in units of the noise; unusable pixels are 0. The arrays are
+    mapped, and mapped anew in every worker of a `DataLoader`.
+
+    Parameters
+    ----------
+    folder:
+        As `review.collect` writes it.
+    split:
+        train, valid or test; None for all.
+
+    Attributes
+    ----------
+    samples:
+        The table, one row a sample.
+    facts:
+        Name, hash, how it was collected, its quality.
+
+    Raises
+    ------
+    ReadError
+        If the folder holds no such set.
+    ModelError
+        If the split is empty.
+    """
+
+    def __init__(self, folder: Path | str, split: str | None = None) -> None:
+        self.folder = Path(folder)
+        try:
+            self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text())
+            samples = pd.read_parquet(self.folder / SAMPLES)
+        except (OSError, ValueError) as error:
+            raise ReadError(
+                f"no labelled stamps here: {error}", where=folder, remedy="collect the dataset again"
+            ) from error
+        self.samples = samples if split is None else samples[samples["split"] == split].reset_index(drop=True)
+        if not len(self.samples):
+            raise ModelError(f"the split {split!r} is empty", where=folder, remedy="collect more labels")
+        self._images: npt.NDArray[np.float32] | None = None
+        self._masks: npt.NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A mapping cannot be handed to a worker: it opens the file itself.
+        return {**self.__dict__, "_images": None, "_masks": None}
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.samples.iloc[index]
+        if self._images is None:
+            self._images = np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        planes = np.nan_to_num(np.array(self._images[int(row["row"])], np.float32))
+        return from_numpy(planes), int(row["is_anomaly"])
+
+    def mask(self, index: int) -> npt.NDArray[np.int32]:
+        """Return the (63, 63) mask bits of a sample, the reference's shifted (`imaging.mask`)."""
+        if self._masks is None:
+            self._masks = np.load(self.folder / MASKS, mmap_mode="r", allow_pickle=False)
+        return np.array(self._masks[int(self.samples["row"].iloc[index])])
