@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             chosen.side,
             chosen.variance,
         )
-        results["cases"] = accuracy.compare(tasks, chosen.workers, progress(time.monotonic()))
+        told = progress(time.monotonic(), results, chosen.output)
+        results["cases"] = accuracy.compare(tasks, chosen.workers, told)
         print(report.HEADER)
         for case, found in results["cases"].items():
             for line in report.lines(case, found):
@@ -108,17 +110,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def progress(started: float) -> Any:
-    """Return a function that tells how far the comparison is, on a terminal."""
+def progress(started: float, results: dict[str, Any], output: Path) -> Callable[[int, int, Any], None]:
+    """Return a function that keeps what there is every tenth pair, and on a terminal tells how far it is."""
 
-    def told(done: int, of: int) -> None:
+    def told(done: int, of: int, comparison: accuracy.Comparison) -> None:
+        if done % 10 == 0:
+            accuracy.save(output, {**results, "cases": comparison.figures(), "pairs_done": done, "pairs": of})
         if sys.stderr.isatty():
             left = (time.monotonic() - started) / done * (of - done)
-            print(
-                f"\r{done} of {of} pairs, {left / 60:.0f} min to go   ",
-                end="\n" if done == of else "",
-                file=sys.stderr,
-            )
+            text = f"\r{done} of {of} pairs, {left / 60:.0f} min to go   "
+            print(text, end="\n" if done == of else "", file=sys.stderr)
 
     return told
 

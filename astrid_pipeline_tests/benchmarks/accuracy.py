@@ -108,43 +108,60 @@ def plan(
     return sorted(tasks, key=lambda t: (-len(set(t.methods) & set(SLOW)), t.index))
 
 
-def compare(tasks: list[Task], workers: int, told: Callable[[int, int], None]) -> Figure:
-    """Run all tasks; return the figures by case and method. `told` hears how many are done, of how many."""
-    verdicts: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
-    false: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
-    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
+class Comparison:
+    """The results of tasks as they come in, in whatever order."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.tasks = tasks
+        self.verdicts: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+        self.false: dict[tuple[str, str], list[pd.DataFrame]] = defaultdict(list)
+        self.errors: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def add(self, result: Result) -> None:
+        """Take a task's result in; tell which methods failed."""
+        task = result.task
+        for name, verdict in result.verdicts.items():
+            self.verdicts[task.case, name].append(verdict)
+            self.false[task.case, name].append(verdict.false.assign(index=task.index, seed=task.seed))
+        for name, text in result.errors.items():
+            self.errors[task.case, name].append(f"pair {task.index}: {text}")
+            print(f"{task.case}: {name} failed on pair {task.index}: {text}", file=sys.stderr)
+
+    def figures(self) -> Figure:
+        """Return the figures by case and method, of what is there."""
+        out: Figure = {}
+        for case in dict.fromkeys(task.case for task in self.tasks):
+            out[case] = {}
+            for name in dict.fromkeys(n for task in self.tasks if task.case == case for n in task.methods):
+                key = (case, name)
+                if self.verdicts[key]:
+                    out[case][name] = figures(self.verdicts[key])
+                    peaks = pd.concat(self.false[key], ignore_index=True)
+                    lone = peaks[~peaks.artefact.astype(bool)].head(200).round(2)
+                    out[case][name]["false_peaks"] = json.loads(lone.to_json(orient="records"))
+                if self.errors[key]:
+                    out[case].setdefault(name, {})["errors"] = self.errors[key]
+        return out
+
+
+def compare(tasks: list[Task], workers: int, told: Callable[[int, int, Comparison], None]) -> Figure:
+    """Run all tasks and return the figures by case and method; Ctrl-C returns those of what is done.
+
+    `told` hears after each task how many are done, of how many, and what there is.
+    """
+    comparison = Comparison(tasks)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
         jobs = [pool.submit(work, task) for task in tasks]
         for done, job in enumerate(as_completed(jobs), 1):
-            result = job.result()
-            for name, verdict in result.verdicts.items():
-                key = (result.task.case, name)
-                verdicts[key].append(verdict)
-                false[key].append(verdict.false.assign(index=result.task.index, seed=result.task.seed))
-            for name, text in result.errors.items():
-                errors[result.task.case, name].append(f"pair {result.task.index}: {text}")
-                print(
-                    f"{result.task.case}: {name} failed on {errors[result.task.case, name][-1]}",
-                    file=sys.stderr,
-                )
-            told(done, len(jobs))
-    out: Figure = {}
-    for case in dict.fromkeys(task.case for task in tasks):
-        out[case] = {}
-        for name in dict.fromkeys(n for task in tasks if task.case == case for n in task.methods):
-            key = (case, name)
-            if verdicts[key]:
-                out[case][name] = figures(verdicts[key])
-                peaks = pd.concat(false[key], ignore_index=True)
-                out[case][name]["false_peaks"] = json.loads(
-                    peaks[~peaks.artefact.astype(bool)].head(200).round(2).to_json(orient="records")
-                )
-            else:
-                out[case][name] = {}
-            if errors[key]:
-                out[case][name]["errors"] = errors[key]
-    return out
+            comparison.add(job.result())
+            told(done, len(jobs), comparison)
+    except KeyboardInterrupt:
+        print("stopped: the figures are of the pairs that were done", file=sys.stderr)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return comparison.figures()
 
 
 def save(path: Path, results: dict[str, Any]) -> None:

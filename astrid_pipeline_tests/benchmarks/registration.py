@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,10 @@ def apart(name: str, seed: int, side: int, **changes: Any) -> tuple[Any, Turned]
         wcs = pair.reference.wcs.deepcopy()
         wcs.wcs.cd = np.diag(wcs.wcs.cdelt) @ warp.turn().T
         wcs.wcs.crpix = np.asarray(wcs.wcs.crpix) + np.asarray(shift) + np.asarray(error)
-        wcs.wcs.cdelt = [1.0, 1.0]
+        # Beside a CD matrix the old scales must not stand.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            wcs.wcs.cdelt = [1.0, 1.0]
         wcs.wcs.set()
     return (pair.science, pair.reference.replace(wcs=wcs)), warp
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from astrid_pipeline_tests.benchmarks import accuracy, figures, report
+from astrid_pipeline_tests.benchmarks import accuracy, figures, registration, report
 from astrid_pipeline_tests.benchmarks.ideal import ideal, stamps_on, zogy
 from astrid_pipeline_tests.benchmarks.judge import Grounds, Outcome, Verdict, judge
 from astrid_pipeline_tests.benchmarks.known import CORRELATED, MIXINGS, KnownPair, known_pair, matrix
@@ -244,3 +244,38 @@ def test_slow_methods_get_fewer_pairs() -> None:
     assert sum(t.case == "clean" for t in tasks) == 8
     assert sum(t.case == CORRELATED[0] for t in tasks) == 2
     assert tasks[0].methods == ("astrid zogy", "sfft")
+
+
+def test_a_pair_goes_all_the_way_to_the_table() -> None:
+    tasks = [accuracy.Task("clean", 0, 1, SIDE, ("astrid zogy", "plain + sep"))]
+    comparison = accuracy.Comparison(tasks)
+    assert comparison.figures() == {"clean": {}}
+    comparison.add(accuracy.work(tasks[0]))
+    found = comparison.figures()["clean"]
+    assert found["astrid zogy"]["score_sigma"] == pytest.approx(1, abs=0.05)
+    assert found["astrid zogy"]["completeness_10_40"]["value"] > 0.9
+    assert found["plain + sep"]["changes"] == found["astrid zogy"]["changes"]
+    told = list(report.lines("clean", found))
+    assert len(told) == 2
+    assert "nan" not in "".join(told)
+
+
+def test_a_method_that_fails_is_told_with_its_error() -> None:
+    task = accuracy.Task("clean", 4, 1, SIDE, ("sfft",))
+    comparison = accuracy.Comparison([task])
+    comparison.add(accuracy.Result(task, {}, {"sfft": "PeerError: no stars"}))
+    told = list(report.lines("clean", comparison.figures()["clean"]))
+    assert told[0].endswith("pair 4: PeerError: no stars")
+
+
+@pytest.mark.parametrize("name", ["shifted", "turned"])
+def test_the_wcs_of_a_turned_reference_is_wrong_by_what_was_said(name: str) -> None:
+    (science, reference), warp = registration.apart(name, 1, 128)
+    x, y = np.array([10.0, 64.0, 110.0]), np.array([100.0, 64.0, 20.0])
+    true = warp.table(pd.DataFrame({"x": x, "y": y}))
+    assert science.wcs is not None
+    assert reference.wcs is not None
+    u, v = reference.wcs.all_world2pix(*science.wcs.all_pix2world(x, y, 0), 0)
+    error = registration.SETTINGS[name][3]
+    np.testing.assert_allclose(u - true.x, error[0], atol=1e-3)
+    np.testing.assert_allclose(v - true.y, error[1], atol=1e-3)
