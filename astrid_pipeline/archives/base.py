@@ -209,7 +209,9 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
     ``folder:PATH``
         a folder of FITS files, read recursively;
     ``mast:HST,JWST?filter=F160W&product=FLT``
-        observations of MAST (see `mast_query.MastQuery` for all options).
+        observations of MAST (see `mast_query.MastQuery` for all options);
+    ``tesscut:?size=60&every=48``
+        epochs of TESS full-frame images around the field's centre.
 
     Raises
     ------
@@ -223,6 +225,10 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
         from astrid_pipeline.archives.folder import FolderArchive
 
         return FolderArchive(rest)
+    if kind.partition("?")[0] == "tesscut":
+        from astrid_pipeline.archives.tesscut import TesscutArchive
+
+        return TesscutArchive(rest or spec.partition("?")[2], in_tick=in_tick)
     if kind == "mast":
         from astrid_pipeline.archives.mast import MastArchive
 
@@ -233,7 +239,7 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
         return open_simulated(spec)
     raise ConfigError(
         f"the archive {spec!r} is of no known kind",
-        remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH or mast:COLLECTION,…",
+        remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH, mast:COLLECTION,… or tesscut:",
     )
 
 

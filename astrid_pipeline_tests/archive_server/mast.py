@@ -180,6 +180,14 @@ def _target_pixel_file(ra: float, dec: float, size: int) -> bytes:
     for card in table.header.cards:
         if card.keyword and not card.keyword.startswith(reserved) and card.keyword not in made.header:
             made.header.append(card)
+    reference = template[2].header
+    for key in [key for key in reference if key.startswith(("A_", "B_", "AP_", "BP_"))]:
+        del reference[key]
+    # Undistorted, and with the asked position in the middle.
+    for key, value in {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": ra, "CRVAL2": dec}.items():
+        reference[key] = value
+    reference["CRPIX1"] = reference["CRPIX2"] = (size + 1) / 2
+    reference["LATPOLE"] = dec
     template[0].header["RA_OBJ"], template[0].header["DEC_OBJ"] = ra, dec
     aperture = fits.ImageHDU(np.ones((size, size), np.int32), template[2].header, name="APERTURE")
     buffer = io.BytesIO()
