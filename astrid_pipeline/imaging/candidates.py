@@ -15,12 +15,11 @@ from astrid_pipeline.imaging.mask import Mask, is_set, names
 from astrid_pipeline.imaging.peaks import (
     Peaks,
     correlation,
-    deblended,
     find_peaks,
-    interpolate,
-    with_shoulders,
+    shoulders,
     without_flanks,
 )
+from astrid_pipeline.imaging.placing import Profile, place
 from astrid_pipeline.tables import Column, TableSchema
 
 #: More candidates than this are not looked at by anybody; the strongest stay and a warning tells the rest.
@@ -157,7 +156,11 @@ def find_candidates(difference: Difference, threshold: float = 5.0) -> pd.DataFr
     left_out = skipped + max(0, len(peaks) - MAX_CANDIDATES)
     peaks = without_flanks(peaks.take(np.arange(min(len(peaks), MAX_CANDIDATES))), profile, threshold)
     if len(peaks) and not left_out:
-        peaks = with_shoulders(score, peaks, profile, threshold, max(2.0, fwhm), nowhere)
+        sources, _, own, _ = place(difference.flux, peaks, Profile.of(profile), fwhm)
+        more = shoulders(
+            difference.flux, difference.flux_err, sources, own, profile, threshold, max(2.0, fwhm), nowhere
+        )
+        peaks = peaks.joined(more) if len(more) else peaks
     if left_out:
         warnings.warn(
             TooManyCandidatesWarning(
@@ -195,8 +198,9 @@ def _table(
     from scipy.spatial import cKDTree
 
     meta = difference.meta
-    flux = deblended(interpolate(difference.flux, peaks.x, peaks.y), peaks, profile, fwhm)
     flux_err = difference.flux_err[peaks.row, peaks.column].astype(float)
+    peaks, kept, flux, factor = place(difference.flux, peaks, Profile.of(profile), fwhm)
+    flux_err, region = flux_err[kept] * factor, region.iloc[kept]
     sign = np.sign(peaks.value)
     table = pd.DataFrame(
         {

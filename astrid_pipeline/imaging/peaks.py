@@ -45,6 +45,12 @@ class Peaks:
         """Return some of them."""
         return Peaks(self.x[index], self.y[index], self.column[index], self.row[index], self.value[index])
 
+    def joined(self, other: Peaks) -> Peaks:
+        """Return these and others, strongest first."""
+        names = ("x", "y", "column", "row", "value")
+        both = Peaks(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        return both.take(np.argsort(-np.abs(both.value), kind="stable"))
+
 
 def correlation(psf: PSF) -> _Float:
     """Return the profile, of peak 1, that a point source has in an image filtered with its own PSF (odd square)."""
@@ -154,8 +160,14 @@ def refine(image: Image, column: _Int, row: _Int, sign: _Float) -> tuple[_Float,
     The maximum of an image filtered with the PSF is the maximum-likelihood position of a point source. Where the
     method leaves the pixel and its neighbours (a plateau, a saddle), the pixel itself is returned.
     """
-    patch = cut_stamps(image, column, row, 2 * TAPS + 1).astype(float) * sign[:, None, None]
-    dx, dy = np.zeros(len(column)), np.zeros(len(column))
+    patch = cut_stamps(image, column, row, 2 * TAPS + 1).astype(float)
+    dx, dy = refine_stamps(patch * sign[:, None, None])
+    return column + dx, row + dy, interpolate_stamps(patch, dx, dy)
+
+
+def refine_stamps(patch: _Float) -> tuple[_Float, _Float]:
+    """Return the offsets from the middle of (N, 11, 11) stamps at which they have their maxima; see `refine`."""
+    dx, dy = np.zeros(len(patch)), np.zeros(len(patch))
     for _ in range(6):
         x0, x1, x2 = (_weights(dx, order) for order in range(3))
         y0, y1, y2 = (_weights(dy, order) for order in range(3))
@@ -171,8 +183,7 @@ def refine(image: Image, column: _Int, row: _Int, sign: _Float) -> tuple[_Float,
         dy = np.clip(dy + np.clip(step_y, -0.4, 0.4), -1.2, 1.2)
     away = np.maximum(np.abs(dx), np.abs(dy)) > 1.0
     dx, dy = np.where(away, 0.0, dx), np.where(away, 0.0, dy)
-    x, y = column + dx, row + dy
-    return x, y, interpolate(image, x, y)
+    return dx, dy
 
 
 def without_flanks(peaks: Peaks, profile: _Float, threshold: float) -> Peaks:
@@ -210,69 +221,50 @@ def _pairs(peaks: Peaks, profile: _Float) -> tuple[_Int, _Int, _Float]:
     return strong, weak, map_coordinates(profile, offsets, order=3, mode="constant")
 
 
-def with_shoulders(
-    image: Image, peaks: Peaks, profile: _Float, threshold: float, radius: float, excluded: _Bool
+def shoulders(
+    flux: Image,
+    error: Image,
+    sources: Peaks,
+    own: _Float,
+    profile: _Float,
+    threshold: float,
+    radius: float,
+    excluded: _Bool,
 ) -> Peaks:
-    """Return the peaks and those that show when the light of all is taken away, strongest first.
+    """Return the peaks that show when the light of the sources is taken away from a flux image.
 
     A source within about a score's width (1.4 FWHM) of a stronger one has no maximum of its own; what is left at its
-    place when the stronger one's profile is subtracted has. It must lie `radius` from every peak.
+    place when the stronger one's profile is subtracted has. It must lie `radius` from every source. The light is taken
+    from the flux, not from the score, whose errors differ from pixel to pixel.
+
+    Parameters
+    ----------
+    flux, error:
+        (height, width).
+    sources, own:
+        The sources and their fluxes, from `placing.place`.
+    profile, threshold, excluded:
+        As for `find_peaks`.
     """
     from astrid_pipeline.imaging.psf_pixels import shift_matrix
 
     half = len(profile) // 2
-    rest, taken = image.copy(), excluded.copy()
+    rest, taken = flux.copy(), excluded.copy()
     reach = int(np.ceil(radius))
     disc = np.hypot(*np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))) < radius
-    for start in range(0, len(peaks), 500):
-        some = peaks.take(np.arange(start, min(start + 500, len(peaks))))
+    for start in range(0, len(sources), 500):
+        some = sources.take(np.arange(start, min(start + 500, len(sources))))
         rows, columns = (shift_matrix(a, len(profile)) for a in (some.y - some.row, some.x - some.column))
-        lights = some.value[:, None, None] * (rows @ profile @ columns.transpose(0, 2, 1))
+        lights = own[start : start + len(some), None, None] * (rows @ profile @ columns.transpose(0, 2, 1))
         for light, row, column in zip(lights, some.row, some.column, strict=True):
-            _at(rest, row, column, half)[...] -= _inside(light, image.shape, row, column, half)
-            _at(taken, row, column, reach)[...] |= _inside(disc, image.shape, row, column, reach)
+            _at(rest, row, column, half)[...] -= _inside(light, flux.shape, row, column, half)
+            _at(taken, row, column, reach)[...] |= _inside(disc, flux.shape, row, column, reach)
+    rest /= np.maximum(error, np.float32(1e-30))
     more, _ = find_peaks(rest, threshold, profile, radius, taken)
-    share = np.abs(more.value) >= SHOULDER_SHARE * np.abs(image[more.row, more.column])
-    share &= np.sign(more.value) == np.sign(image[more.row, more.column])
-    more = more.take(np.flatnonzero(share))
-    if not len(more):
-        return peaks
-    names = ("x", "y", "column", "row", "value")
-    both = Peaks(*(np.concatenate([getattr(peaks, name), getattr(more, name)]) for name in names))
-    new = np.arange(len(both)) >= len(peaks)
-    both = _placed_together(image, both, new, profile)
-    return both.take(np.argsort(-np.abs(both.value), kind="stable"))
-
-
-def _placed_together(image: Image, peaks: Peaks, new: _Bool, profile: _Float) -> Peaks:
-    """Place the `new` peaks and their neighbours again, each with the others' light taken away."""
-    from scipy.ndimage import map_coordinates
-    from scipy.spatial import cKDTree
-
-    half = len(profile) // 2
-    groups = cKDTree(np.column_stack([peaks.x, peaks.y])).query_ball_point(
-        np.column_stack([peaks.x[new], peaks.y[new]]), half
-    )
-    moving = sorted({i for group in groups for i in group})
-    x, y, value = peaks.x.copy(), peaks.y.copy(), peaks.value.copy()
-    tree = cKDTree(np.column_stack([x, y]))
-    taps_y, taps_x = np.mgrid[-TAPS : TAPS + 1, -TAPS : TAPS + 1]
-    for _ in range(3):
-        for i in moving:
-            patch = cut_stamps(image, [peaks.column[i]], [peaks.row[i]], 2 * TAPS + 1)[0].astype(float)
-            for j in tree.query_ball_point((peaks.x[i], peaks.y[i]), half):
-                if j != i:
-                    at = (peaks.row[i] + taps_y - y[j] + half, peaks.column[i] + taps_x - x[j] + half)
-                    patch -= value[j] * map_coordinates(profile, at, order=3, mode="constant")
-            middle = np.array([TAPS])
-            dx, dy, v = refine(patch, middle, middle, np.sign(peaks.value[[i]]))
-            x[i], y[i], value[i] = peaks.column[i] + dx[0] - TAPS, peaks.row[i] + dy[0] - TAPS, v[0]
-    # A place that the others' light moved away from, or that nothing is left of, keeps what it had.
-    lost = (np.hypot(x - peaks.x, y - peaks.y) > 1.5) | (np.sign(value) != np.sign(peaks.value))
-    return Peaks(
-        np.where(lost, peaks.x, x), np.where(lost, peaks.y, y), peaks.column, peaks.row,
-        np.where(lost, peaks.value, value),
-    )  # fmt: skip
+    there = flux[more.row, more.column] / np.maximum(error[more.row, more.column], 1e-30)
+    share = np.abs(more.value) >= SHOULDER_SHARE * np.abs(there)
+    share &= np.sign(more.value) == np.sign(there)
+    return more.take(np.flatnonzero(share))
 
 
 def _at(image: npt.NDArray, row: int, column: int, half: int) -> npt.NDArray:
@@ -284,24 +276,3 @@ def _inside(stamp: npt.NDArray, shape: tuple[int, int], row: int, column: int, h
     """Return the part of a stamp around a pixel that lies in an image of `shape`."""
     low = (max(half - row, 0), max(half - column, 0))
     return stamp[low[0] : half + shape[0] - row, low[1] : half + shape[1] - column]
-
-
-def deblended(values: _Float, peaks: Peaks, profile: _Float, nearest: float) -> _Float:
-    """Return the sources' own values, each peak's being the sum of all sources' profiles there.
-
-    Solves values_i = sum_j own_j profile(x_i - x_j). Peaks closer than `nearest` (dipoles, ragged residuals) are left
-    as they are: their separation is worth less than the noise it would amplify.
-    """
-    from scipy.sparse import csr_matrix, identity
-    from scipy.sparse.linalg import spsolve
-
-    if len(peaks) < 2:
-        return values
-    strong, weak, share = _pairs(peaks, profile)
-    far = np.hypot(peaks.x[strong] - peaks.x[weak], peaks.y[strong] - peaks.y[weak]) >= nearest
-    strong, weak, share = strong[far], weak[far], share[far]
-    if not len(strong):
-        return values
-    size = len(peaks)
-    off = csr_matrix((share, (strong, weak)), shape=(size, size))
-    return np.asarray(spsolve((identity(size) + off + off.T).tocsc(), values))
