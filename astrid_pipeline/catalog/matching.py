@@ -127,6 +127,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         {k: v for k, v in plain(row).items() if v not in (None, "")}
         for row in table[others].to_dict(orient="records")
     ]
+    # Without other columns, pandas gives no rows at all.
+    properties = properties or [{} for _ in range(len(table))]
     result = pd.DataFrame(
         {
             "name": names.str.strip().to_numpy(),
