@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,8 +28,10 @@ from astrid_pipeline.imaging.mask import is_set
 PEERS = {"properimage": "properimage==0.7.2", "sfft": "sfft==1.7.3"}
 #: Their environment, beside AstrID's own.
 HOME = Path(os.environ.get("ASTRID_PEERS", Path(sys.prefix) / "peers"))
-#: A peer that takes longer than this for one pair is given up, s.
-PATIENCE = 900
+#: A peer that needs more processor time than this for one pair is given up, s.
+PATIENCE = 600
+#: Wall-clock time on a machine that others use too, over processor time.
+BUSY = 10
 
 #: What runs in a peer's own Python: reads NAME FOLDER, writes diff.npy and prints its processor time.
 _WORKER = """
@@ -143,12 +146,15 @@ def run(command: list[str], folder: Path) -> str:
         if not (folder / "bin" / "sex").exists():
             (folder / "bin" / "sex").symlink_to(tools["sex"])
         environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
+    limited = ["bash", "-c", f'ulimit -t {PATIENCE}; exec "$@"', "bash", *command]
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+            limited, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUSY * PATIENCE
         )
     except subprocess.TimeoutExpired as error:
-        raise PeerError(f"no answer within {PATIENCE} s") from error
+        raise PeerError(f"no answer within {BUSY * PATIENCE} s") from error
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise PeerError(f"not done after {PATIENCE} s of processor time")
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
         raise PeerError(words[-1][:200] if words else f"exit code {done.returncode}")
