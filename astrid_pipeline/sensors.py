@@ -4,6 +4,7 @@ What a person on call must know stands in each tick's message, in words.
 """
 
 # No `from __future__ import annotations` here: Dagster reads the resources in the signature at definition.
+import hashlib
 import json
 import time
 from collections.abc import Iterable
@@ -61,7 +62,11 @@ def new_observations(
             archive = open_archive(field.archive, in_tick=True)
             _poll(archive, field, state)
             listing = Listing.of(archive, field)
-            found = _steps(context.instance, archive, listing, kept)
+            signature = _signature(context.instance, listing)
+            settled = state.is_settled(field, signature, time.time())
+            found = [] if settled else _steps(context.instance, archive, listing, kept)
+            if not found and not settled:
+                state.settle(field, signature, time.time())
         except AstridError as error:
             # The other fields' archives may answer.
             state.silent(field, time.time(), error)
@@ -90,7 +95,7 @@ def new_observations(
         run_requests=requests or None,
         skip_reason=None if requests else dg.SkipReason(message),
         dynamic_partitions_requests=_additions(context.instance, fields, instruments),
-        cursor=state.cursor(),
+        cursor=state.cursor(message),
     )
 
 
@@ -107,6 +112,22 @@ def _poll(archive: Archive, field: Field, state: PollState) -> None:
             state.silent(field, time.time(), error)
         else:
             state.answered(field, time.time())
+
+
+def _signature(instance: dg.DagsterInstance, listing: Listing) -> str:
+    """Return what stands for a field's exposures and for the runs that there were of it.
+
+    Looking through a thousand nights takes seconds; while this stays the same it need not be done at each tick.
+    """
+    tag = {"astrid/field": listing.field.name}
+    counts = [
+        instance.get_runs_count(dg.RunsFilter(tags=tag)),
+        instance.get_runs_count(dg.RunsFilter(tags=tag, statuses=_FINISHED)),
+    ]
+    digest = hashlib.sha256(repr((listing.field, counts)).encode())
+    for night, records in listing.nights.items():
+        digest.update(f"{night}:{','.join(sorted(record.exposure_id for record in records))};".encode())
+    return digest.hexdigest()[:16]
 
 
 def _steps(instance: dg.DagsterInstance, archive: Archive, listing: Listing, kept: Products) -> list[Step]:
@@ -178,12 +199,13 @@ def inbox(context: dg.SensorEvaluationContext, catalogue: CatalogueResource) -> 
                     names.add(field.name)
     except AstridError as error:
         return dg.SensorResult(skip_reason=f"the inbox cannot be looked at: {error}", cursor=context.cursor)
+    seen.pop("says", None)
     message = str(found) + (f"; new fields: {', '.join(sorted(names))}" if names else "")
     context.log.info(message)
     return dg.SensorResult(
         skip_reason=message,
         dynamic_partitions_requests=_additions(context.instance, names, set()),
-        cursor=json.dumps(seen),
+        cursor=json.dumps({"says": message, **seen}, ensure_ascii=False),
     )
 
 
@@ -228,8 +250,11 @@ def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     message = "; ".join(words) or "no run has failed that was not made since"
     if verdicts.never:
         context.log.warning(message)
+    # As the cursor too: the page shows cursors at sight, messages on a click.
     return dg.SensorResult(
-        run_requests=requests or None, skip_reason=None if requests else dg.SkipReason(message)
+        run_requests=requests or None,
+        skip_reason=None if requests else dg.SkipReason(message),
+        cursor=message,
     )
 
 

@@ -131,7 +131,9 @@ def read_raw(store: Store, row: pd.Series) -> RawExposure:
 
     with store.open_local(str(row.path)) as path:
         raw = read_exposure(path)
-    known = {"exposure_id": row.exposure_id, "field": row.field, "night": row.night, "filter": row["filter"]}
+    # By the archive's names, filter and instrument too: it is they that references are planned by.
+    names = ("exposure_id", "field", "night", "filter", "instrument")
+    known = {name: row[name] for name in names if pd.notna(row[name])}
     # Where this machine keeps the file is no property of the exposure.
     meta = {key: value for key, value in raw.meta.items() if key != "path"}
     return dataclasses.replace(raw, meta={**meta, **{k: v for k, v in known.items() if v}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from astrid_pipeline.archives.base import Field, pace_of
 
@@ -13,15 +13,29 @@ from astrid_pipeline.archives.base import Field, pace_of
 FIRST_PAUSE = 5.0
 #: Minutes at most: an archive that was down for a day is asked four times a day.
 LONGEST_PAUSE = 6 * 60.0
+#: Seconds for which a field in which nothing was to be done, and nothing has happened since, is not looked through.
+SETTLED_SECONDS = 3600.0
 
 
 @dataclass
 class FieldState:
-    """What is remembered of one field: seconds since 1970 of the next poll, failures in a row, and the last reason."""
+    """What is remembered of one field.
+
+    Attributes
+    ----------
+    next:
+        Seconds since 1970 of the next poll.
+    failures, error:
+        Polls in a row without an answer, and the last reason.
+    settled, settled_at:
+        What stood for the field's exposures and runs when nothing was to be done, and when that was.
+    """
 
     next: float = 0.0
     failures: int = 0
     error: str = ""
+    settled: str = ""
+    settled_at: float = 0.0
 
 
 @dataclass
@@ -39,9 +53,20 @@ class PollState:
         except (ValueError, TypeError, KeyError, AttributeError):
             return cls()
 
-    def cursor(self) -> str:
-        """Return the state as text."""
-        return json.dumps({"fields": {name: asdict(state) for name, state in self.fields.items()}})
+    def cursor(self, says: str = "") -> str:
+        """Return the state as text. It begins with `says`, for the page shows cursors where it hides messages."""
+        fields = {name: asdict(state) for name, state in self.fields.items()}
+        return json.dumps({"says": says, "fields": fields}, ensure_ascii=False)
+
+    def is_settled(self, one: Field, signature: str, now: float) -> bool:
+        """Return whether nothing was to be done in a field at the last look, and nothing has changed since."""
+        state = self.of_field(one)
+        return state.settled == signature and now - state.settled_at < SETTLED_SECONDS
+
+    def settle(self, one: Field, signature: str, now: float) -> None:
+        """Note that nothing is to be done."""
+        state = self.of_field(one)
+        state.settled, state.settled_at = signature, now
 
     def order(self, fields: Iterable[Field]) -> list[Field]:
         """Return the fields, those waiting longest first, so that no field starves; forget those not named."""
@@ -60,13 +85,18 @@ class PollState:
 
     def answered(self, one: Field, now: float) -> None:
         """Note that the archive answered."""
-        self.fields[one.name] = FieldState(next=now + 60 * pace_of(one))
+        self.fields[one.name] = replace(
+            self.of_field(one), next=now + 60 * pace_of(one), failures=0, error=""
+        )
 
     def silent(self, one: Field, now: float, error: Exception) -> None:
         """Note that the archive did not answer, or refused."""
         failures = self.of_field(one).failures + 1
         pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pace_of(one)) * 2.0 ** (failures - 1))
-        self.fields[one.name] = FieldState(now + 60 * pause, failures, " ".join(str(error).split()))
+        reason = " ".join(str(error).split())
+        self.fields[one.name] = replace(
+            self.of_field(one), next=now + 60 * pause, failures=failures, error=reason
+        )
 
     def report(self, now: float) -> list[str]:
         """Return one sentence a field that is in trouble: what happened, how often, and when it is asked again."""

@@ -185,6 +185,21 @@ def test_references_that_cannot_be_made_are_not_waited_for(instance, server):
     assert not any(k.startswith("make_references") for k in keys(after))
 
 
+def test_a_field_in_which_nothing_happens_is_not_looked_through_at_each_tick(instance, server, monkeypatch):
+    catalogue = Catalogue(field_at(server))
+    looked = []
+    monkeypatch.setattr(sensors, "_steps", lambda *a: looked.append(1) or [])
+    first = tick(instance, catalogue)
+    assert json.loads(first.cursor)["says"].startswith("nothing new in 1 fields")
+    second = tick(instance, catalogue, cursor=first.cursor)
+    assert len(looked) == 1
+    from dagster._core.test_utils import create_run_for_test
+
+    create_run_for_test(instance, job_name="process_night", tags={"astrid/field": "m31"})
+    tick(instance, catalogue, cursor=second.cursor)
+    assert len(looked) == 2
+
+
 # -- failed partitions ---------------------------------------------------------------------------------------
 
 
@@ -224,6 +239,7 @@ def test_failures_are_tried_again_or_reported(instance):
     assert "m31, 2026-01-02: trying again cannot help: x.fits: no DATE-OBS (add it)" in early
     assert "m31, 2026-01-03: 3 retries did not help" in early
     late = tick(11 * 60)
+    assert "1 runs are tried again" in late.cursor
     (request,) = late.run_requests
     assert request.partition_key == "m31|2026-01-01"
     assert request.tags["astrid/retry"] == "1"

@@ -8,7 +8,7 @@ from astrid_pipeline.archives.base import Field
 from astrid_pipeline.archives.mast import MastArchive
 from astrid_pipeline.archives.web import Patience
 from astrid_pipeline.errors import ServiceError
-from astrid_pipeline.night.ingest import ingest_night
+from astrid_pipeline.night.ingest import ingest_night, read_raw
 from astrid_pipeline.resources.store import LocalStore
 from astrid_pipeline_tests.archive_server import ArchiveServer, Holdings
 
@@ -41,6 +41,12 @@ def test_a_night_waits_for_a_file_that_may_come_and_goes_on_where_it_was(tmp_pat
         assert table.problem.isna().all()
         assert server.count("/Download") == asked + 1  # those that were there are not fetched again
         assert len(store.list("raw")) == 4
+        # The archive's name of the instrument (WFC3/IR) goes before the header's (WFC3): nights are planned by it.
+        raw = read_raw(store, table.iloc[0])
+        assert (raw.meta["instrument"], raw.meta["filter"]) == (
+            archive.exposures(FIELD)[0].instrument,
+            "F160W",
+        )
         # A file that the archive has lost is told, and does not hold up the night.
         holdings.add("iblostq", 10.68, 41.27, 59000.4, "F160W", release=59003.0)
         server.misbehave("status", "iblostq_flt", -1, value=404)
