@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from astrid_pipeline.imaging.candidates import CANDIDATES, FEATURES, find_candidates
     from astrid_pipeline.imaging.coadd import coadd
     from astrid_pipeline.imaging.frame import Difference, Frame
-    from astrid_pipeline.imaging.inject import inject
+    from astrid_pipeline.imaging.inject import flux_at_snr, inject
     from astrid_pipeline.imaging.io import read_difference, read_frame, write_difference, write_frame
     from astrid_pipeline.imaging.mask import Mask
     from astrid_pipeline.imaging.noise import estimate_variance
@@ -46,6 +46,7 @@ _HOMES = {
     "detect_stars": "stars",
     "estimate_variance": "noise",
     "find_candidates": "candidates",
+    "flux_at_snr": "inject",
     "forced_photometry": "photometry",
     "inject": "inject",
     "measure_background": "background",
@@ -74,6 +75,7 @@ __all__ = [
     "detect_stars",
     "estimate_variance",
     "find_candidates",
+    "flux_at_snr",
     "forced_photometry",
     "inject",
     "measure_background",

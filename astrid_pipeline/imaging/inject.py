@@ -1,4 +1,4 @@
-"""Putting sources into a frame whose truth is then known: points and trails, with the frame's own PSF and noise."""
+"""Putting sources into a frame whose truth is then known: points, trails and dipoles, with its own PSF and noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def inject(frame: Frame, sources: pd.DataFrame, rng: np.random.Generator | None 
         Must carry a PSF. The sky may be in it or not.
     sources:
         Columns x, y (zero-based pixels; off the frame is allowed), flux (units of the frame; negative takes away
-        light), and for trails kind = ``"trail"``, length (px) and angle (radians from the x axis); x, y is its middle.
+        light), and for others than points: kind ``"trail"`` with length (px) and angle (radians from the x axis), x, y
+        being its middle; or kind ``"dipole"``, what a star of that flux leaves that moved by length along angle: the
+        flux half a length ahead of x, y, and its negative half a length behind.
     rng:
         Draws the photon noise of the added light; without it the expected light is added. Light that is taken away
         gets none.
@@ -93,9 +95,59 @@ def render(frame: Frame, sources: pd.DataFrame) -> npt.NDArray[np.float32]:
     lengths = sources["length"] if "length" in sources else pd.Series(0.0, index=sources.index)
     angles = sources["angle"] if "angle" in sources else pd.Series(0.0, index=sources.index)
     for (x, y, flux), kind, length, angle in zip(numbers, kinds, lengths, angles, strict=True):
-        extent = float(length) if kind == "trail" and np.isfinite(length) else 0.0
-        _add(image, frame, x, y, flux, extent, float(angle) if np.isfinite(angle) else 0.0)
+        extent = float(length) if np.isfinite(length) else 0.0
+        direction = float(angle) if np.isfinite(angle) else 0.0
+        if kind == "dipole":
+            dx, dy = 0.5 * extent * math.cos(direction), 0.5 * extent * math.sin(direction)
+            _add(image, frame, x + dx, y + dy, flux, 0.0, 0.0)
+            _add(image, frame, x - dx, y - dy, -flux, 0.0, 0.0)
+        else:
+            _add(image, frame, x, y, flux, extent if kind == "trail" else 0.0, direction)
     return image
+
+
+def flux_at_snr(
+    frame: Frame, x: npt.ArrayLike, y: npt.ArrayLike, snr: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Return the fluxes of point sources that have these S/N in a frame, their own photons counted.
+
+    Parameters
+    ----------
+    frame:
+        With PSF, variance and gain, prepared.
+    x, y, snr:
+        (N,) pixels and S/N; on a galaxy its photons count.
+
+    Returns
+    -------
+    (N,) f with snr = f / √(σ² + f a / gain), σ the error of the PSF flux in the variance that is there and a the
+    PSF's share of its own photons' noise, Σ P³ / (Σ P²)². NaN where over 2 % of the PSF lie on unusable pixels.
+
+    Raises
+    ------
+    InputError
+        If the frame lacks PSF or variance.
+    """
+    from astrid_pipeline.imaging.quality import psf_flux
+
+    if frame.psf is None or frame.variance is None:
+        raise InputError(
+            "the S/N of a source needs the frame's PSF and variance",
+            where=frame.name,
+            remedy="measure them first: prepare(frame)",
+        )
+    x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
+    wanted = np.broadcast_to(np.asarray(snr, float), x.shape)
+    _, sigma = psf_flux(frame, x, y)
+    sigma = sigma * float(frame.meta.get("noise_correlation") or 1.0)
+    gain = float(frame.meta.get("gain") or np.inf)
+    own = np.empty(len(x))
+    for start in range(0, len(x), 64):
+        stamps = frame.psf.stamps(x[start : start + 64], y[start : start + 64])
+        own[start : start + 64] = (stamps**3).sum((1, 2)) / np.square(stamps).sum((1, 2)) ** 2
+    # f² = snr² (σ² + f a / g): the positive root.
+    half = 0.5 * wanted**2 * own / gain
+    return np.asarray(half + np.sqrt(half**2 + (wanted * sigma) ** 2))
 
 
 def _add(

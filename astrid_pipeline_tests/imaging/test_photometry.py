@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from astrid_pipeline.errors import InputError
 from astrid_pipeline.imaging import forced_photometry, inject
 from astrid_pipeline.imaging.frame import Difference, Frame
-from astrid_pipeline.imaging.inject import render
+from astrid_pipeline.imaging.inject import flux_at_snr, render
 from astrid_pipeline.imaging.mask import Mask
 from astrid_pipeline.imaging.photometry import FORCED, interpolate
+from astrid_pipeline.imaging.quality import psf_flux
 from astrid_pipeline_tests.imaging.star_fields import draw, gaussian_psf
 
 SHAPE = (80, 100)
@@ -142,3 +143,39 @@ def test_injection_adds_photon_noise_and_variance_and_saturation():
 def test_injection_refuses(changes, table):
     with pytest.raises(InputError):
         inject(frame(**changes), pd.DataFrame(table))
+
+
+def test_an_injected_dipole_is_a_star_moved():
+    blank = Frame(np.zeros((80, 80)), psf=gaussian_psf(3.0, (80, 80), 25), meta={"gain": 1.0})
+    dipole = pd.DataFrame(
+        {"x": [40.2], "y": [39.7], "flux": [500.0], "kind": ["dipole"], "length": [0.8], "angle": [0.5]}
+    )
+    dx, dy = 0.4 * np.cos(0.5), 0.4 * np.sin(0.5)
+    points = pd.DataFrame({"x": [40.2 + dx, 40.2 - dx], "y": [39.7 + dy, 39.7 - dy], "flux": [500.0, -500.0]})
+    np.testing.assert_allclose(render(blank, dipole), render(blank, points), atol=1e-4)
+    light = render(blank, dipole)
+    assert light.sum() == pytest.approx(0, abs=0.01)
+    # The first moment is the flux times the separation.
+    assert (light * np.arange(80)).sum() == pytest.approx(500 * 0.8 * np.cos(0.5), rel=0.01)
+
+
+@pytest.mark.parametrize("snr", [3.0, 10.0, 60.0])
+@pytest.mark.parametrize("level", [100.0, 900.0])
+def test_a_source_of_a_wanted_snr_scatters_like_that(snr, level):
+    """Sources are injected with their photons' noise and measured with the PSF: f / scatter is the S/N asked for."""
+    rng = np.random.default_rng(int(snr + level))
+    x, y = (g.ravel() + 0.3 for g in np.meshgrid(np.arange(20.0, 780, 20), np.arange(20.0, 780, 20)))
+    gain = 2.0
+    sky = rng.poisson(level * gain, (800, 800)) / gain - level
+    psf = gaussian_psf(2.8, sky.shape, 21)
+    meta = {"gain": gain, "sky_subtracted": True, "noise_correlation": 1.0}
+    frame = Frame(sky, np.full(sky.shape, level / gain), psf=psf, meta=meta)
+    flux = flux_at_snr(frame, x, y, snr)
+    assert np.ptp(flux) < 1e-3 * flux[0]
+    measured, _ = psf_flux(inject(frame, pd.DataFrame({"x": x, "y": y, "flux": flux}), rng), x, y)
+    assert flux[0] / measured.std() == pytest.approx(snr, rel=0.07)
+
+
+def test_a_snr_needs_noise_and_psf():
+    with pytest.raises(InputError, match="PSF and variance"):
+        flux_at_snr(Frame(np.ones((20, 20))), [5], [5], 10)
