@@ -8,9 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +42,11 @@ def execute(step: Step, run_config: dict[str, Any] | None = None) -> RunResult:
     started = time.perf_counter()
     field, _, night = step.partition.rpartition("|")
     config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, **(run_config or {})}
-    with dagster_instance() as instance:
+    run_id = str(uuid.uuid4())
+    with dagster_instance() as instance, _noting_a_stop(instance, run_id):
         result = defs.resolve_job_def(step.job).execute_in_process(
             instance=instance,
+            run_id=run_id,
             partition_key=step.partition or None,
             run_config=config,
             tags={"astrid/field": field or step.partition or "-", "astrid/night": night or "-"},
@@ -71,6 +75,18 @@ def execute(step: Step, run_config: dict[str, Any] | None = None) -> RunResult:
     )
 
 
+@contextmanager
+def _noting_a_stop(instance: Any, run_id: str) -> Iterator[None]:
+    """Where the work inside is stopped by Ctrl-C, note so of the run: on the page it would go on for ever."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            instance.report_run_canceled(run, message="stopped by Ctrl-C")
+        raise
+
+
 def _reason(failure: Any) -> str:
     """Return the most telling line of a step's failure: what the step said, else the innermost error."""
     if failure.user_failure_data is not None and failure.user_failure_data.description:
@@ -88,10 +104,12 @@ def _peak_megabytes() -> float:
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches the whole terminal group: the parent ends the workers, in order.
+    # Ctrl-C reaches the whole terminal group: the parent ends the workers, in order. What it sends them stops the
+    # run as Ctrl-C would, so that Dagster notes it as stopped and not as going on for ever.
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Runner:
@@ -118,7 +136,10 @@ class Runner:
     def __enter__(self) -> Runner:
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for worker in multiprocessing.active_children():
+                worker.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(
