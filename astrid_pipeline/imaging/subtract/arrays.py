@@ -75,6 +75,11 @@ def moved(dx: torch.Tensor, dy: torch.Tensor, ky: torch.Tensor, kx: torch.Tensor
     return torch.exp(1j * ky * dy[:, None, None]) * torch.exp(1j * kx * dx[:, None, None])
 
 
+def power(image: torch.Tensor) -> torch.Tensor:
+    """Return |image|² of complex values; `abs` would take roots only to square them, and ten times as long."""
+    return image.real.square().add_(image.imag.square())
+
+
 def spectra(stamps: Array, size: int, device: torch.device) -> torch.Tensor:
     """Return the transforms (K, size, size // 2 + 1) of stamps (K, S, S) whose middle is moved to pixel [0, 0].
 
@@ -95,6 +100,17 @@ def normalised_coefficients(psf: PSF, x: npt.ArrayLike, y: npt.ArrayLike) -> Arr
     """Return c_k(x, y), shape (..., K), such that Σ c_k basis[k] is the PSF there with sum 1."""
     terms = psf.coefficients(x, y)
     return terms / (terms @ psf.basis.sum((1, 2)))[..., None]
+
+
+def cells_with(mask: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
+    """Return which cells of `side` px hold a set pixel, (rows, columns); the last ones may be cut off by the frame."""
+    height, width = mask.shape
+    rows, columns = -(-height // side), -(-width // side)
+    padded = np.zeros((rows * side, columns * side), np.uint8)
+    padded[:height, :width] = mask
+    # Along rows first, where whole lines of memory are joined at once.
+    lines = np.bitwise_or.reduce(padded.reshape(rows, side, -1), axis=1)
+    return np.asarray(lines.reshape(rows, columns, side).any(axis=2))
 
 
 def legendre(u: npt.ArrayLike, degree: int) -> Array:

@@ -35,6 +35,7 @@ from astrid_pipeline.imaging.subtract.arrays import (
     frequencies,
     moved,
     normalised_coefficients,
+    power,
     spectra,
 )
 from astrid_pipeline.imaging.subtract.tiles import Grid, Mosaic, make_grid, pad, row_of_tiles
@@ -47,6 +48,9 @@ MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 #: Terms that change no pixel of the tile's PSFs by more than this share of the peak are left out: that much of a star
 #: of S/N 500 is a quarter of a sigma.
 NEGLIGIBLE = 5e-4
+#: Components of a PSF's basis that change no pixel by more than this share of the peak are dropped: a measured PSF has
+#: up to 15, of which a handful say something.
+COMPRESSED = 1e-5
 #: Side of the small grid on which the normalisations are summed; it holds every PSF.
 SMALL = 64
 
@@ -128,9 +132,6 @@ class _Model:
     """A PSF's transforms on one grid of frequencies, and its polynomial within each tile."""
 
     def __init__(self, psf: PSF, grid: Grid, device: torch.device) -> None:
-        self.psf = psf
-        self.basis = spectra(psf.basis, grid.size, device)
-        self.small = spectra(psf.basis, SMALL, device)
         x, y = grid.centres()
         # Nine nodes determine the six monomials of each coefficient.
         self.nodes = [(i, j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
@@ -141,11 +142,30 @@ class _Model:
             ],
             axis=-2,
         )  # (rows, columns, 9, K)
+        height, width = grid.shape
+        middle = normalised_coefficients(psf, (width - 1) / 2, (height - 1) / 2)
+        flat, basis = _compressed(np.vstack([at.reshape(-1, at.shape[-1]), middle]), psf.basis)
+        self.middle = flat[-1]
+        self.node_coefficients = flat[:-1].reshape(*at.shape[:-1], -1)  # (rows, columns, 9, k)
+        self.basis = spectra(basis, grid.size, device)
+        self.small = spectra(basis, SMALL, device)
         design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.nodes], float)
-        self.node_coefficients = at
-        self.terms = np.einsum("tm,rcmk->rctk", np.linalg.pinv(design), at)  # (rows, columns, 6, K)
-        norm = np.abs(psf.basis).max((1, 2)) / psf.stamp().max()
-        self.size_of_terms = np.abs(self.terms * norm).sum(-1).max((0, 1))  # (6,)
+        self.terms = np.einsum("tm,rcmk->rctk", np.linalg.pinv(design), self.node_coefficients)
+        stamps = self.terms.reshape(-1, self.terms.shape[-1]) @ basis.reshape(len(basis), -1)
+        size = np.abs(stamps).max(1).reshape(-1, len(MONOMIALS)).max(0)
+        self.size_of_terms = size / psf.stamp().max()  # (6,), of the peak
+
+
+def _compressed(coefficients: Array, basis: Array) -> tuple[Array, Array]:
+    """Return coefficients (n, k) and a basis (k, S, S) that give the same n stamps as (n, K) and (K, S, S) do."""
+    pixels = basis.reshape(len(basis), -1)
+    q, r = np.linalg.qr(pixels.T)
+    u, scale, v = np.linalg.svd(coefficients @ r.T, full_matrices=False)
+    new, left = u * scale, (v @ q.T)
+    share = np.abs(new).max(0) * np.abs(left).max(1)
+    dropped = np.cumsum(share[::-1])[::-1]
+    kept = max(1, int((dropped > COMPRESSED * np.abs(coefficients[-1] @ pixels).max()).sum()))
+    return new[:, :kept], left[:kept].reshape(kept, *basis.shape[1:])
 
 
 def filter_tiles(scene: Scene, filters: Filters) -> Filtered:
@@ -159,9 +179,10 @@ def filter_tiles(scene: Scene, filters: Filters) -> Filtered:
     # On a CPU one tile at a time stays in the cache; a GPU wants many.
     batch = 1 if device.type == "cpu" else 64
     for row in range(grid.rows):
+        normalisations = work.normalisations(row)
         for first in range(0, grid.columns, batch):
             last = min(first + batch, grid.columns)
-            out = work.run(row, first, last)
+            out = work.run(row, first, last, normalisations)
             for i in range(last - first):
                 mosaic.add(out[:, i], row, first + i)
     psf, own_noise, weights = work.summary()
@@ -202,8 +223,12 @@ class _Worker:
         half[0] = half[-1] = 1.0
         self.half = half / SMALL**2  # Σ_f over the half plane, divided by N_pix
         dy, dx = grid.offsets()
+        inner = grid.inner
         self.monomials = torch.stack(
-            [torch.as_tensor(np.multiply.outer(dy**q, dx**p), device=device).float() for p, q in MONOMIALS]
+            [
+                torch.as_tensor(np.multiply.outer(dy[inner] ** q, dx[inner] ** p), device=device).float()
+                for p, q in MONOMIALS
+            ]
         )
         self.shift = self._shift_terms()
         sizes = np.maximum(self.q.size_of_terms, self.r.size_of_terms)
@@ -238,41 +263,55 @@ class _Worker:
         flat = c.reshape(-1, c.shape[-1]) @ basis.flatten(1)
         return flat.reshape(*c.shape[:-1], *basis.shape[1:])
 
-    def run(self, row: int, first: int, last: int) -> torch.Tensor:
-        """Return difference, flux, variance and static flux of the tiles, (4, n, size, size)."""
+    def run(
+        self,
+        row: int,
+        first: int,
+        last: int,
+        normalisations: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """Return difference, flux, variance and static flux of the tiles' inner parts, (4, n, inner, inner)."""
         import torch
 
-        size = self.grid.size
+        size, inner = self.grid.size, self.grid.inner
         part = (row, slice(first, last))
+        f_s, noise, *small = (values[first:last] for values in normalisations)
+
+        def back(image: torch.Tensor) -> torch.Tensor:
+            return torch.fft.irfft2(image, s=(size, size))[:, inner, inner]
+
         n, r, u_n, u_r = (
             torch.fft.rfft2(row_of_tiles(image, self.grid, row, first, last)) for image in self.padded
         )
         shift = self._tensor(self.shift[part], "float")  # (n, 6, 2)
-        r = r * moved(shift[:, 0, 0], shift[:, 0, 1], self.ky, self.kx)
+        r *= moved(shift[:, 0, 0], shift[:, 0, 1], self.ky, self.kx)
 
         p_n = self._combine(self.n.terms[part][:, 0], self.n.basis)
         terms_r = self._combine(self.r.terms[part][:, self.used], self.r.basis)  # (n, t, L, L/2+1)
         terms_q = self._combine(self.q.terms[part][:, self.used], self.q.basis)
         p_r, q0 = terms_r[:, 0], terms_q[:, 0]
         filter_s, filter_d = self.filters(p_n, p_r, self.v_n, self.v_r)
-        f_s, noise, small = self._normalisations(part)
 
-        flux = torch.zeros((last - first, size, size), device=self.device)
-        difference = torch.zeros_like(flux)
+        expected = q0 * r  # Q ∗ R, of which the slopes are what a shift changes
+        static = back(filter_s * expected)
+        flux = difference = torch.zeros(())
         for i, t in enumerate(self.used):
-            gradient = terms_q[:, i]
+            unlike = terms_r[:, i] * n
             if t:
+                unlike -= terms_q[:, i] * r
                 along = self.kx * shift[:, t, 0, None, None] + self.ky * shift[:, t, 1, None, None]
-                gradient = gradient + 1j * along * q0
-            unlike = terms_r[:, i] * n - gradient * r
-            flux += self.monomials[t] * torch.fft.irfft2(filter_s * unlike, s=(size, size))
+                unlike -= (1j * along) * expected
+            else:
+                unlike -= expected
             if t < 3:  # D is looked at, not cut at 5 sigma: the first order is enough
-                difference += self.monomials[t] * torch.fft.irfft2(filter_d * unlike, s=(size, size))
-        static = torch.fft.irfft2(filter_s * q0 * r, s=(size, size))
-        variance = self._variance(n, r, u_n, u_r, p_n, p_r, small)
-        f_s_map = torch.tensordot(f_s, self.monomials, dims=1)
-        noise_map = torch.tensordot(noise, self.monomials, dims=1)
-        return torch.stack([difference, flux / f_s_map, variance * noise_map / f_s_map**2, static / f_s_map])
+                looked_at = back(filter_d * unlike)
+                difference = difference + self.monomials[t] * looked_at if t else looked_at
+            unlike *= filter_s
+            flux = flux + self.monomials[t] * back(unlike) if t else back(unlike)
+        variance = back(self._variance(n, r, u_n, u_r, p_n, p_r, small))
+        scale = 1 / torch.tensordot(f_s, self.monomials, dims=1)
+        variance = variance * torch.tensordot(noise, self.monomials, dims=1) * scale.square()
+        return torch.stack([difference, flux * scale, variance, static * scale])
 
     def _variance(
         self,
@@ -282,54 +321,50 @@ class _Worker:
         u_r: torch.Tensor,
         p_n: torch.Tensor,
         p_r: torch.Tensor,
-        small: tuple[torch.Tensor, torch.Tensor],
+        small: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Return V(S_N) + V(S_R) (eqs 26, 27), with the photon noise of the light expected if nothing changed."""
+        """Return the transform of V(S_N) + V(S_R) (eqs 26, 27), with the photons of the light that is expected."""
         import torch
 
-        size = self.grid.size
-        squares = [torch.fft.rfft2(_enlarge(k**2, size)) for k in small]
+        square_n, square_r = (torch.fft.rfft2(_enlarge(k.square(), self.grid.size)) for k in small)
+        total = u_n.mul_(square_n).add_(u_r.mul_(square_r))
         if self.scene.science_slope or self.scene.reference_slope:
             # The maximum-likelihood image of the sky under both frames; its own PSF-convolved forms are what N and R
             # are expected to be. A thousandth of the peak power keeps it from rising where there is no signal.
-            den = self.v_n * p_r.abs() ** 2 + self.v_r * p_n.abs() ** 2 + 1e-3 * (self.v_n + self.v_r)
-            sky = (torch.conj(p_n) * n * self.v_r + torch.conj(p_r) * r * self.v_n) / den
-            u_n = u_n + self.scene.science_slope * p_n * sky
-            u_r = u_r + self.scene.reference_slope * p_r * sky
-        total = u_n * squares[0] + u_r * squares[1]
-        return torch.fft.irfft2(total, s=(size, size))
+            floor = 1e-3 * (self.v_n + self.v_r)
+            den = power(p_r).mul_(self.v_n).add_(power(p_n), alpha=self.v_r).add_(floor)
+            sky = (p_n.conj() * n).mul_(self.v_r).add_(p_r.conj() * r, alpha=self.v_n)
+            light = square_n.mul_(p_n).mul_(self.scene.science_slope)
+            light.add_(square_r.mul_(p_r), alpha=self.scene.reference_slope)
+            total += light.mul_(sky).mul_(den.reciprocal_())
+        return total
 
-    def _normalisations(
-        self, part: tuple[int, slice]
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def normalisations(self, row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return F_S and the sky variance of S, relative to the centre's, as polynomials (n, 6); and k_n, k_r.
 
-        Summed on a grid of SMALL² frequencies, at nine nodes of each tile, the filter being that of the centre.
+        Of the n tiles of a row; k_n and k_r are (n, SMALL, SMALL). Summed on a grid of SMALL² frequencies, at nine
+        nodes of each tile, the filter being that of the centre.
         """
         import torch
 
-        nodes_n = self._combine(self.n.node_coefficients[part], self.n.small)  # (n, 9, S, S/2+1)
-        nodes_r = self._combine(self.r.node_coefficients[part], self.r.small)
-        nodes_q = self._combine(self.q.node_coefficients[part], self.q.small)
+        nodes_n = self._combine(self.n.node_coefficients[row], self.n.small)  # (n, 9, S, S/2+1)
+        nodes_r = self._combine(self.r.node_coefficients[row], self.r.small)
+        nodes_q = self._combine(self.q.node_coefficients[row], self.q.small)
         p_n, p_r, q0 = nodes_n[:, 4], nodes_r[:, 4], nodes_q[:, 4]
         w, _ = self.filters(p_n, p_r, self.v_n, self.v_r)
-        f_s = ((w[:, None] * nodes_n * nodes_r).real * self.half).sum((2, 3))
-        power = w.abs()[:, None] ** 2 * (self.v_n * nodes_r.abs() ** 2 + self.v_r * nodes_q.abs() ** 2)
-        noise = (power * self.half).sum((2, 3))
+        k_n, k_r = (torch.fft.irfft2(w * p, s=(SMALL, SMALL)) for p in (p_r, q0))
+        f_s = (((w[:, None] * nodes_n).mul_(nodes_r)).real * self.half).sum((2, 3))
+        unlike = power(nodes_r).mul_(self.v_n).add_(power(nodes_q), alpha=self.v_r)
+        noise = (unlike * (power(w) * self.half)[:, None]).sum((2, 3))
         design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.n.nodes], float)
         fit = self._tensor(np.linalg.pinv(design).T, "float")  # (9, 6)
-        k_n, k_r = (torch.fft.irfft2(w * p, s=(SMALL, SMALL)) for p in (p_r, q0))
-        return f_s @ fit, (noise / noise[:, 4:5]) @ fit, (k_n, k_r)
+        return f_s @ fit, (noise / noise[:, 4:5]) @ fit, k_n, k_r
 
     def summary(self) -> tuple[PSF, float, tuple[float, float]]:
         """Return P_D at the frame's centre, what a source's own photons add to its variance, and D's noise weights."""
         import torch
 
-        height, width = self.grid.shape
-        x, y = (width - 1) / 2, (height - 1) / 2
-        p_n, p_r, q = (
-            self._combine(normalised_coefficients(m.psf, x, y), m.small) for m in (self.n, self.r, self.q)
-        )
+        p_n, p_r, q = (self._combine(m.middle, m.small) for m in (self.n, self.r, self.q))
         w, w_d = self.filters(p_n, p_r, self.v_n, self.v_r)
         stamp = torch.fft.irfft2(p_n * p_r * w_d, s=(SMALL, SMALL))
         half = SMALL // 2 - 1
@@ -344,7 +379,7 @@ class _Worker:
         f_s = float(((w * p_n * p_r).real * self.half).sum())
         mirrored = torch.flip(k_n, (0, 1)).roll((1, 1), (0, 1))  # k_n(−y): what each pixel weighs in the flux
         own = float((mirrored**2 * profile).sum()) / f_s**2
-        weights = [float(((p * w_d).abs() ** 2 * self.half).sum()) for p in (p_r, q)]
+        weights = [float((power(p * w_d) * self.half).sum()) for p in (p_r, q)]
         return PSF(stamp[None] / stamp.sum(), shape=self.grid.shape), own, (weights[0], weights[1])
 
 

@@ -177,6 +177,9 @@ def count_slope(data: Image, variance: Image, bad: npt.NDArray[np.bool_], sigma:
     1 / gain where each pixel's variance was estimated from its own counts, 0 where it is an expectation. Measured on
     differences of neighbouring pixels of empty sky, where there is nothing but noise.
     """
+    # A million pixels know the slope to a thousandth of the noise.
+    step = max(1, data.size // 1_000_000)
+    data, variance, bad = data[::step], variance[::step], bad[::step]
     good = ~bad & (np.abs(data) < 3 * sigma)
     good = good[:, 1:] & good[:, :-1]
     change, change_of_variance = (

@@ -12,6 +12,8 @@ from scipy.stats import norm
 
 from astrid_pipeline.imaging.frame import Image
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, UNUSABLE, Mask, MaskArray
+from astrid_pipeline.imaging.subtract.arrays import cells_with
+from astrid_pipeline.imaging.subtract.fill import cells_of
 from astrid_pipeline.imaging.subtract.surfaces import robust_sigma
 
 #: Static sources brighter than this many sigma tell how well the frames match.
@@ -78,10 +80,7 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
 def near_bad(bad: _Bool, cell: int = 8) -> _Bool:
     """Return the cells of a coarse grid that hold bad pixels, and their neighbours: within 8 to 16 px of one."""
     height, width = bad.shape
-    rows, columns = -(-height // cell), -(-width // cell)
-    padded = np.zeros((rows * cell, columns * cell), bool)
-    padded[:height, :width] = bad
-    coarse = padded.reshape(rows, cell, columns, cell).any(axis=(1, 3))
+    coarse = cells_with(bad, cell)
     coarse = ndimage.binary_dilation(coarse, np.ones((3, 3), bool))
     return np.repeat(np.repeat(coarse, cell, axis=0), cell, axis=1)[:height, :width]
 
@@ -112,8 +111,12 @@ def difference_mask(science: MaskArray, reference: MaskArray, fwhm: float) -> Ma
     # The weight P² of a Gaussian PSF is a Gaussian narrower by √2.
     width = fwhm / 2.355 / math.sqrt(2)
     bad = (out & both) != 0
-    if bad.any():
-        touched = ndimage.gaussian_filter(bad.astype(np.float32), width, truncate=3.0) > TOUCHED
+    touched = np.zeros(bad.shape, bool)
+    for cell, box in cells_of(bad, math.ceil(3 * width) + 1, beside=True):
+        blurred = ndimage.gaussian_filter(bad[box].astype(np.float32), width, truncate=3.0)
+        own = tuple(slice(c.start - b.start, c.stop - b.start) for c, b in zip(cell, box, strict=True))
+        touched[cell] = blurred[own] > TOUCHED
+    if touched.any():
         out = out | np.where(touched, _spread(out & both, math.ceil(2 * width) + 1), np.int32(0))
     band = 0
     while norm.cdf(-(band + 0.5) / width) > TOUCHED_EDGE:

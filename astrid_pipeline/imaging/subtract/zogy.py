@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from astrid_pipeline.imaging.frame import Difference
+from astrid_pipeline.imaging.subtract.arrays import power
 from astrid_pipeline.imaging.subtract.inputs import Pair
 from astrid_pipeline.imaging.subtract.pipeline import make_difference
 
@@ -34,5 +35,5 @@ def filters(
     """Return W and W_D (see `engine`) from the transforms of the PSFs and the variances of the sky."""
     import torch
 
-    den = (v_n * p_r.abs() ** 2 + v_r * p_n.abs() ** 2).clamp_min(FLOOR * (v_n + v_r))
-    return torch.conj(p_n * p_r) / den, torch.sqrt((v_n + v_r) / den)
+    den = power(p_r).mul_(v_n).add_(power(p_n), alpha=v_r).clamp_min_(FLOOR * (v_n + v_r)).reciprocal_()
+    return torch.conj(p_n * p_r) * den, torch.sqrt((v_n + v_r) * den)
