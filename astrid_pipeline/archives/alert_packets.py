@@ -118,7 +118,7 @@ class AlertPacket:
         """The survey's own real/bogus score, 0-1; NaN where it gave none.
 
         Rubin's `reliability`; else `drb` where `drbversion` says that it was worked out (older packets carry 0 and no
-        version); else `rb`.
+        version); else `rb`, likewise.
         """
         source = self.source
         reliability = _number(source.get("reliability"))
@@ -128,7 +128,7 @@ class AlertPacket:
         if math.isfinite(drb) and source.get("drbversion"):
             return drb
         rb = _number(source.get("rb"))
-        return rb if math.isfinite(rb) and source.get("rbversion", "?") else math.nan
+        return rb if math.isfinite(rb) and (source.get("rbversion") or rb > 0) else math.nan
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class AlertScores:
 def survey_label(packet: AlertPacket) -> float:
     """Return 1 where the survey holds the alert for real, 0 for bogus, NaN where it does not know."""
     distance = packet.source.get("ssdistnr")
-    if isinstance(distance, int | float) and 0 <= distance < SOLAR_SYSTEM:
+    if isinstance(distance, int | float) and 0 <= distance <= SOLAR_SYSTEM:
         return 1.0
     score = packet.survey_score
     deep = bool(packet.source.get("drbversion")) or "reliability" in packet.source

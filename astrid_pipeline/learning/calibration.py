@@ -166,18 +166,35 @@ def choose(
     return fit(min(losses, key=lambda kind: losses[kind]), z, y, real_weight=real_weight)
 
 
-def reliability(probability: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15) -> Floats:
-    """Return (bins, 3): mean probability, share that is real, and count, in bins of equal count."""
+def reliability(
+    probability: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    bins: int = 15,
+    weights: npt.ArrayLike | None = None,
+) -> Floats:
+    """Return (bins, 3): mean probability, share that is real, and weight, in bins of equal count.
+
+    `weights` is what each row counts for; without it each counts once, and the third column is the count.
+    """
     p = np.asarray(probability, dtype=np.float64).ravel()
     y = np.asarray(labels).astype(np.float64).ravel()
+    w = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    return np.array([[p[part].mean(), y[part].mean(), len(part)] for part in parts]).reshape(-1, 3)
+    rows = [[np.average(p[i], weights=w[i]), np.average(y[i], weights=w[i]), w[i].sum()] for i in parts]
+    return np.array(rows).reshape(-1, 3)
 
 
-def expected_calibration_error(probability: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15) -> float:
+def expected_calibration_error(
+    probability: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    bins: int = 15,
+    weights: npt.ArrayLike | None = None,
+) -> float:
     """Return Σ n_b |p̄_b - share_b| / n over bins of equal count; NaN without data (Naeini et al. 2015)."""
-    table = reliability(probability, labels, bins=bins)
+    table = reliability(probability, labels, bins=bins, weights=weights)
     if not len(table):
         return float("nan")
     return float(np.average(np.abs(table[:, 0] - table[:, 1]), weights=table[:, 2]))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from astrid_pipeline.learning.detector import Detector
 from astrid_pipeline.learning.evaluate import Evaluation
+from astrid_pipeline.learning.kinds import share_right
 from astrid_pipeline.learning.train_config import TrainingResult
 
 _METHODS: Mapping[str, str] = {
@@ -26,8 +27,8 @@ _LIMITS = """\
   real survey.
 - Seeing from 1.9 to 4.5 px (FWHM) was seen in training. Sharper frames are undersampled; wider ones should be binned.
 - Changes of S/N below 4 were neither asked for nor forbidden. Scores say how probable a peak is real where real
-  changes are as frequent as in training (about 115 a megapixel, a hundred times the sky's own): on a sparse field the
-  ranking holds and the probabilities are optimistic; calibrate again on injections into the field's own frames.
+  changes are as frequent as in the test images (20 a megapixel, many times the sky's own): on a sparse field the
+  ranking holds and the probabilities are optimistic; `calibration.shift_prior` brings them to another rate.
 - `class` is what one pair of frames tells: a slow asteroid without a trail looks like a new star, and a variable
   whose star is too faint for the reference looks like a transient.
 - `uncertainty` is the spread under dropout; it does not know what lies outside the training data.
@@ -42,7 +43,7 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _frame(table: pd.DataFrame) -> str:
     def text(value: Any) -> str:
         if isinstance(value, float):
-            return f"{value:.3f}" if value == value else "–"
+            return f"{value:.4g}" if value == value else "–"
         return str(value)
 
     return _rows(
@@ -93,6 +94,7 @@ def model_card(
     ]
     kept = e.recall.assign(truths=e.recall["truths"].astype(int), found=e.recall["found"].astype(int))
     confusion = e.classes.reset_index().rename(columns={"truth": "true \\ found"})
+    types = e.types.rename_axis("true \\ taken for").reset_index()
     return f"""# {detector.name} {detector.version}
 
 Marks changes in a difference image made by AstrID, and says of each how probable it is real and what it looks like.
@@ -106,8 +108,10 @@ with replacement. Fainter changes count neither way. The same differences, masks
 
 {_rows(["method", "AP", "precision", "recall", "false a Mpix", "false a Mpix at recall .9"], methods)}
 If there were one true change a megapixel, the precision would be {e.best["precision_at_1_per_mpix"]}. Median position
-error {e.best["position_error"]} px. IoU of the masks {e.iou:.3f}. Half of the changes are found at S/N {about_half}.
-Calibration error of scores over 0.1: {e.ece:.3f}.
+error {e.best["position_error"]} px. Recall at precision .95: {e.best["recall_at_precision_95"]}.
+IoU of the masks {e.iou:.3f}. Half of the changes are found at S/N {about_half}.
+Calibration error of scores over 0.1: {e.ece:.3f}; at one change a megapixel {e.sparse["ece"]:.3f}, and AP
+{e.sparse["ap"]:.3f}.
 {e.seconds_per_mpix:.2f} s and {e.joules_per_mpix:.0f} J ({e.energy_source}) a megapixel on {e.device}.
 
 Recall by true S/N, at the threshold:
@@ -116,6 +120,10 @@ Recall by true S/N, at the threshold:
 Class, of those found:
 
 {_frame(confusion)}
+Point, trail or artefact, of all true changes of S/N ≥ {e.min_snr:g} and all candidates that are none
+({100 * share_right(e.types):.1f} % right):
+
+{_frame(types)}
 Artefacts on pixels that no mask covered, and those that passed for real (a detection within 5 px):
 
 {_frame(e.artefacts)}

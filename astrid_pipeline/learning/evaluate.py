@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from astrid_pipeline.learning.calibration import expected_calibration_error, reliability
+from astrid_pipeline.learning import kinds
+from astrid_pipeline.learning.calibration import expected_calibration_error, reliability, shift_prior
 from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.detector import Detector
 from astrid_pipeline.learning.energy import EnergyMeter
 from astrid_pipeline.learning.infer import peak_table
-from astrid_pipeline.learning.matching import NEITHER, RIGHT
+from astrid_pipeline.learning.matching import NEITHER, RIGHT, average_precision
 from astrid_pipeline.learning.metrics import (
     MIN_SNR,
     RESAMPLES,
@@ -61,8 +62,16 @@ class Evaluation:
         Of the masks, over all pixels.
     classes:
         Confusion: rows the true class, columns the detected, detections at the threshold.
+    types:
+        The same of what one epoch can tell, `kinds.types`: point, trail or artefact.
     artefacts:
-        By artefact: how many there were on usable pixels, and how many were taken for real.
+        By artefact, `kinds.artefacts`: how many there were on usable pixels, and how many were taken for real.
+    ranks:
+        `kinds.recall_at_rank`.
+    looking_load:
+        Share of the candidates to be looked at if 1 % of what was found may be lost.
+    sparse:
+        Figures where there is one true change a megapixel: ``ap``, and ``ece`` with the scores brought to that rate.
     images, megapixels, truths:
         What it was measured on.
     seconds_per_mpix, joules_per_mpix, energy_source:
@@ -78,7 +87,11 @@ class Evaluation:
     reliability: pd.DataFrame
     iou: float
     classes: pd.DataFrame
+    types: pd.DataFrame
     artefacts: pd.DataFrame
+    ranks: pd.DataFrame
+    looking_load: float
+    sparse: Mapping[str, float]
     images: int
     megapixels: float
     truths: int
@@ -105,8 +118,12 @@ class Evaluation:
         out = {name: value.value for name, value in self.best.items()}
         out |= {f"{name}_low": value.low for name, value in self.best.items()}
         out |= {f"{name}_high": value.high for name, value in self.best.items()}
-        more = ("snr_half", "ece", "iou", "megapixels", "seconds_per_mpix", "joules_per_mpix", "threshold")
+        more = ["snr_half", "ece", "iou", "megapixels", "seconds_per_mpix", "joules_per_mpix", "threshold"]
+        more += ["looking_load"]
         out |= {name: float(getattr(self, name)) for name in more}
+        out |= {f"sparse_{name}": value for name, value in self.sparse.items()}
+        out["type_right"] = kinds.share_right(self.types)
+        out |= dict(zip("rejected." + self.artefacts["kind"], self.artefacts["rejected"], strict=True))
         bins = self.recall[["snr_low", "snr_high", "recall"]].to_numpy(float)
         out |= {f"recall_snr_{low:g}_{high:g}": recall for low, high, recall in bins}
         for method, each in self.figures.items():
@@ -177,6 +194,11 @@ def evaluate(
     counted = four.table[(four.table["verdict"] != NEITHER) & (four.table["score"] > ECE_FLOOR)]
     real = (counted["verdict"] == RIGHT).to_numpy()
     pixels = len(shards) * size
+    asked = judge(peaks, shards.truth, area, min_snr=min_snr)
+    place = shards.candidates[["image_id", "x", "y"]].assign(score=shards.candidates["peak_score"].abs())
+    judged_candidates = judge(place, shards.truth, area, min_snr=0.0)
+    # Skies of one change a megapixel have so many times the changes of these.
+    rate = float(area.sum()) / max(len(low.truth), 1)
     return Evaluation(
         figures=figures,
         recall=recall_by_snr(low, detector.threshold),
@@ -186,8 +208,12 @@ def evaluate(
             reliability(counted["score"], real), columns=["score", "share_real", "count"]
         ),
         iou=iou,
-        classes=_confusion(low, detector.threshold),
-        artefacts=_artefacts(low, shards.truth, peaks, detector.threshold),
+        classes=kinds.classes(low, detector.threshold),
+        types=kinds.types(asked, judged_candidates, detector.threshold),
+        artefacts=kinds.artefacts(low, shards.truth, detector.threshold),
+        ranks=kinds.recall_at_rank(asked),
+        looking_load=kinds.looking_load(asked, len(shards.candidates)),
+        sparse=_sparse(asked, four, rate),
         images=len(shards),
         megapixels=float(area.sum()),
         truths=int((low.truth["snr"] >= min_snr).sum()),
@@ -199,6 +225,19 @@ def evaluate(
         device=str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         model={"name": detector.name, "version": detector.version, "data_hash": shards.hash},
     )
+
+
+def _sparse(asked: Judged, four: Judged, rate: float) -> dict[str, float]:
+    table, clear = asked.table, four.table[four.table["verdict"] != NEITHER]
+    score = shift_prior(clear["score"], rate)
+    shown = score > ECE_FLOOR
+    real = (clear["verdict"] == RIGHT).to_numpy()[shown]
+    weights = np.where(real, rate, 1.0)
+    wanted = int(asked.wanted.sum())
+    return {
+        "ap": average_precision(table["score"], table["verdict"], wanted, real_weight=rate),
+        "ece": expected_calibration_error(score[shown], real, weights=weights),
+    }
 
 
 def _methods(
@@ -219,31 +258,3 @@ def _methods(
     if detector.ensemble is not None:
         methods["ensemble"] = (place.assign(score=peaks["score"]), detector.threshold)
     return methods
-
-
-def _confusion(judged: Judged, threshold: float) -> pd.DataFrame:
-    good = judged.table[(judged.table["verdict"] == RIGHT) & (judged.table["score"] >= threshold)]
-    true = judged.truth["label"].reindex(good["truth"]).to_numpy(object)
-    table = pd.crosstab(
-        pd.Series(true, name="truth"), pd.Series(good["class"].to_numpy(object), name="found")
-    )
-    return table.reindex(index=list(CLASSES), columns=list(CLASSES), fill_value=0)
-
-
-def _artefacts(judged: Judged, truth: pd.DataFrame, peaks: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Return, by kind of artefact on usable pixels, how many there were and how many passed for real.
-
-    One passes where a false detection lies within 5 px of its centre: an artefact is larger than a star.
-    """
-    false = judged.table[(judged.table["verdict"] != RIGHT) & (judged.table["score"] >= threshold)]
-    rows = truth[(truth["label"] == "artefact") & truth["usable"]]
-    by_image = {str(k): v[["x", "y"]].to_numpy(float) for k, v in false.groupby("image_id")}
-    passed = []
-    for image, x, y in zip(rows["image_id"].astype(str), rows["x"], rows["y"], strict=True):
-        near = by_image.get(image)
-        hit = near is not None and bool((np.hypot(near[:, 0] - x, near[:, 1] - y) < 5).any())
-        passed.append(hit)
-    table = pd.DataFrame({"kind": rows["kind"].to_numpy(object), "passed": np.array(passed, bool)})
-    out = table.groupby("kind")["passed"].agg(["size", "sum"]).reset_index()
-    out.columns = pd.Index(["kind", "count", "passed"])
-    return out.assign(rejected=1 - out["passed"] / out["count"])

@@ -68,11 +68,13 @@ def match(
     return verdict, which
 
 
-def average_precision(score: npt.ArrayLike, verdict: npt.ArrayLike, wanted: int) -> float:
+def average_precision(
+    score: npt.ArrayLike, verdict: npt.ArrayLike, wanted: int, *, real_weight: float = 1.0
+) -> float:
     """Return Σ (R_k - R_{k-1}) P_k over detections by falling score, R relative to all `wanted` truths.
 
     Truths that were never detected count as missed. Detections that are `NEITHER` are left out. NaN if nothing was
-    wanted.
+    wanted. With `real_weight` it is that of skies where true changes are so many times as frequent.
     """
     if wanted <= 0:
         return float("nan")
@@ -85,4 +87,5 @@ def average_precision(score: npt.ArrayLike, verdict: npt.ArrayLike, wanted: int)
     last = np.r_[s[1:] != s[:-1], True]  # equal scores are one step
     right, count = right[last], (np.arange(len(s)) + 1)[last]
     gained = np.diff(np.r_[0, right])
-    return float(np.sum(gained * right / count) / wanted)
+    good, bad = real_weight * right, count - right
+    return float(np.sum(gained * good / np.maximum(good + bad, 1e-300)) / wanted)

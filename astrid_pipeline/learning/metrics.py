@@ -162,7 +162,8 @@ def figures_of(
     """Return the figures of one method.
 
     ``ap``; and at `threshold` ``precision``, ``recall``, ``f1``, ``false_per_mpix``; ``false_per_mpix_at_recall_90``;
-    ``precision_per_mpix_1``, the precision if there were one true change a megapixel; ``position_error`` (px, median).
+    ``precision_at_1_per_mpix``, the precision if there were one true change a megapixel; ``recall_at_precision_95``,
+    the most that any threshold gives; ``position_error`` (px, median).
     """
     image, score, right = _ranked(judged)
     wanted, area = judged.wanted, judged.megapixels
@@ -205,6 +206,12 @@ def figures_of(
             return float("nan")
         return float((times * ~right)[: reached[0] + 1].sum() / (area * counts).sum())
 
+    def at_precision(counts: npt.NDArray[np.int64]) -> float:
+        times, asked = counts[image], (wanted * counts).sum()
+        good, every = np.cumsum(times * right), np.cumsum(times)
+        reached = np.flatnonzero((good >= 0.95 * every) & (every > 0))
+        return float(good[reached[-1]] / asked) if len(reached) and asked else float("nan")
+
     near = judged.table[(judged.table["verdict"] == RIGHT) & (judged.table["score"] >= threshold)]
     near_image, near_px = near["image"].to_numpy(np.int64), near["truth_distance"].to_numpy(float)
 
@@ -220,6 +227,7 @@ def figures_of(
         "false_per_mpix": false_rate,
         "precision_at_1_per_mpix": sparse,
         "false_per_mpix_at_recall_90": at_recall,
+        "recall_at_precision_95": at_precision,
         "position_error": position,
     }
     return {name: bootstrap(f, len(area), seed=seed, resamples=resamples) for name, f in every.items()}
