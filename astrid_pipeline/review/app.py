@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -60,6 +61,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.context = context
+    app.state.ending = False
     problems.install(app)
     app.include_router(api.router)
     app.include_router(stream.router)
@@ -133,15 +135,24 @@ def serve(settings: Settings | None = None) -> None:
     import uvicorn
 
     settings = settings or get_settings()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+
+    class Server(uvicorn.Server):
+        """Tells the streams of events to end, which would else stay open for hours."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.ending = True
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.review_port,
         log_level="warning",
-        # Streams of events stay open for hours: they must not keep the server from ending.
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=3,
         server_header=False,
     )
+    Server(config).run()
 
 
 if __name__ == "__main__":

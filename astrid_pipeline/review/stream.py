@@ -71,7 +71,7 @@ async def events(
         nonlocal label, night
         yield f"id: {label}-{night}\nevent: hello\ndata: {{}}\n\n"
         quiet = 0
-        while not await request.is_disconnected():
+        while not (request.app.state.ending or await request.is_disconnected()):
             quiet += 1
             for name, row in await run_in_threadpool(_news, here, label, night):
                 label, night = (row["id"], night) if name == "label" else (label, row["id"])

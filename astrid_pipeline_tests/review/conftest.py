@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,6 +112,7 @@ class Server:
     port: int
     _server: uvicorn.Server | None = None
     _thread: threading.Thread | None = None
+    _app: Any = None
 
     @property
     def url(self) -> str:
@@ -120,6 +122,7 @@ class Server:
     def start(self) -> None:
         """Serve until `stop`."""
         app = create_app(self.scene.settings, self.scene.catalog, self.scene.store)
+        self._app = app
         config = uvicorn.Config(app, port=self.port, log_level="error", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -131,6 +134,7 @@ class Server:
         """End it."""
         assert self._server is not None
         assert self._thread is not None
+        self._app.state.ending = True
         self._server.should_exit = True
         self._thread.join(30)
 
