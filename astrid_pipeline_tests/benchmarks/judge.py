@@ -23,8 +23,6 @@ RADIUS = 2.0
 NEIGHBOURHOOD = 10.0
 #: Peaks within this distance of a planted artefact are its own.
 ARTEFACT_RADIUS = 6.0
-#: The ideal statistic is asked for changes below this S/N; above, everything is found.
-IDEAL_BELOW = 12.0
 #: Changes this close to unusable or spoiled pixels are not judged: what could be measured of them is no question of
 #: the subtraction.
 SPOILED_RADIUS = 3
@@ -97,16 +95,11 @@ class Grounds:
 
 
 def _ideal(known: KnownPair, changes: pd.DataFrame) -> pd.DataFrame:
-    """Return the ideal statistic's columns; NaN where it is not asked."""
-    out = pd.DataFrame({"ideal_peak": np.nan, "bound": np.nan}, index=changes.index)
+    """Return the ideal statistic's columns; NaN where the truth of a pixel is not known, since others were mixed in."""
     if known.correlated:
-        return out
-    asked = (changes.snr < IDEAL_BELOW).to_numpy()
-    found = ideal(known, changes[asked])
-    out.loc[asked, "ideal_peak"] = found["peak"].to_numpy()
-    # The bound hangs on PSFs and noise, not on the change: the brighter ones' is the others' median.
-    out["bound"] = found["bound"].median() if len(found) else np.nan
-    return out
+        return pd.DataFrame(np.nan, index=changes.index, columns=["ideal_peak", "ideal_flux", "bound"])
+    found = ideal(known, changes)
+    return pd.DataFrame({"ideal_peak": found["peak"], "ideal_flux": found["flux"], "bound": found["bound"]})
 
 
 def _pixels(table: pd.DataFrame) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -135,7 +128,7 @@ def judge(grounds: Grounds, outcome: Outcome) -> Verdict:
     moments = np.zeros(5)
     false = _NO_PEAKS
     rows = grounds.changes.drop(columns=["ra", "dec"], errors="ignore")
-    rows = rows[["x", "y", "snr", "flux", "on_galaxy", "spoiled", "ideal_peak", "bound"]].copy()
+    rows = rows[["x", "y", "snr", "flux", "on_galaxy", "spoiled", "ideal_peak", "ideal_flux", "bound"]].copy()
     rows["masked"] = masked[_pixels(rows)]
     rows["width"] = _gaussian_width(grounds)
     if outcome.score is not None:
