@@ -123,11 +123,17 @@ def check_references(outcome: Outcome[Any], filters: Iterable[str]) -> Iterable[
     """Return the checks of `reference_images`; `filters` are those with calibrated frames."""
     have = {str(m["filter"]) for m in outcome.metas.values()}
     missing = sorted(set(filters) - have)
+    # A reference that was tried and failed says why; one that was not tried has too few frames.
+    reasons = {
+        name: next((p.what for p in outcome.problems if f"_{name}_" in p.exposure_id), "too few frames")
+        for name in missing
+    }
     yield _result(
         "has_reference",
-        dict.fromkeys(missing, "too few frames"),
+        reasons,
         WARN,
-        "calibrate more nights, at least three frames a filter",
+        "calibrate more nights, at least three frames an instrument and filter, or name a survey in the field's "
+        "reference policy",
     )
     share = {k: float(m.get("coverage", 1.0)) for k, m in outcome.metas.items()}
     yield _result(

@@ -85,9 +85,11 @@ def new_observations(
         for step in new
     ]
     now = time.time()
-    words = [f"{len(new)} runs requested" if new else f"nothing new in {len(watched)} fields"]
+    words = [
+        f"{_count(len(new), 'run')} requested" if new else f"nothing new in {_count(len(watched), 'field')}"
+    ]
     words += state.report(now)
-    words += [f"{late} fields are looked at in the next tick"] if late else []
+    words += [f"{_count(late, 'field')} to be looked at in the next tick"] if late else []
     words += [] if new or not state.waiting(now) else [state.waiting(now)]
     message = "; ".join(words)
     context.log.warning(message) if state.report(now) else context.log.info(message)
@@ -241,7 +243,7 @@ def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         )
         for run in verdicts.now[:MAX_RUNS_PER_TICK]
     ]
-    words = [f"{len(requests)} runs are tried again"] if requests else []
+    words = [f"{_count(len(requests), 'run')} tried again"] if requests else []
     words += [
         f"{_name(run)}: tried again in {max(1, round((due - now) / 60))} min ({run.message})"
         for run, due in verdicts.later.items()
@@ -288,6 +290,10 @@ def _failed(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
         error=error,
         message=message[:300],
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _name(run: FailedRun) -> str:

@@ -101,8 +101,7 @@ class PollState:
     def report(self, now: float) -> list[str]:
         """Return one sentence a field that is in trouble: what happened, how often, and when it is asked again."""
         return [
-            f"{name}: {_times(state.failures)} in a row without an answer ({state.error}); "
-            f"asked again at {_clock(state.next)}"
+            f"{name}: no answer {_times(state.failures)} ({state.error}); asked again at {_clock(state.next)}"
             for name, state in sorted(self.fields.items())
             if state.failures
         ]
@@ -119,7 +118,7 @@ class PollState:
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    return "once" if count == 1 else f"{count} times in a row"
 
 
 def _clock(seconds: float) -> str:

@@ -40,7 +40,7 @@ def test_silence_is_answered_by_longer_and_longer_pauses_and_told():
     assert max(gaps) == LONGEST_PAUSE
     (sentence,) = state.report(now)
     assert sentence.startswith(
-        "sim: 9 times in a row without an answer (mast: status 503); asked again at 1970-01-01"
+        "sim: no answer 9 times in a row (mast: status 503); asked again at 1970-01-01"
     )
     state.answered(FOLDER, now)
     assert state.report(now) == []
