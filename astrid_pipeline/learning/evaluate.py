@@ -60,6 +60,8 @@ class Evaluation:
         (bins, 3): mean score, share real, count.
     iou:
         Of the masks, over all pixels.
+    by_class:
+        `kinds.recall_by_class`, at the threshold.
     classes:
         Confusion: rows the true class, columns the detected, detections at the threshold.
     types:
@@ -86,6 +88,7 @@ class Evaluation:
     ece: float
     reliability: pd.DataFrame
     iou: float
+    by_class: pd.DataFrame
     classes: pd.DataFrame
     types: pd.DataFrame
     artefacts: pd.DataFrame
@@ -208,6 +211,7 @@ def evaluate(
             reliability(counted["score"], real), columns=["score", "share_real", "count"]
         ),
         iou=iou,
+        by_class=kinds.recall_by_class(asked, detector.threshold),
         classes=kinds.classes(low, detector.threshold),
         types=kinds.types(asked, judged_candidates, detector.threshold),
         artefacts=kinds.artefacts(low, shards.truth, detector.threshold),

@@ -35,6 +35,19 @@ def classes(judged: Judged, threshold: float) -> pd.DataFrame:
     return table.reindex(index=list(CLASSES), columns=list(CLASSES), fill_value=0)
 
 
+def recall_by_class(judged: Judged, threshold: float) -> pd.DataFrame:
+    """Return recall by true label, S/N ≥ `judged.min_snr`: label, truths, found, recall, low, high (Wilson, 95 %)."""
+    good = judged.table[(judged.table["verdict"] == RIGHT) & (judged.table["score"] >= threshold)]
+    asked = judged.truth[judged.truth["snr"] >= judged.min_snr]
+    found = asked.index.isin(good["truth"])
+    rows = []
+    for label in CLASSES:
+        mine = (asked["label"] == label).to_numpy()
+        n, k = int(mine.sum()), int((mine & found).sum())
+        rows.append((label, n, k, k / n if n else float("nan"), *wilson(k, n)))
+    return pd.DataFrame(rows, columns=["label", "truths", "found", "recall", "low", "high"])
+
+
 def types(judged: Judged, candidates: Judged, threshold: float) -> pd.DataFrame:
     """Return how often points, trails and artefacts are taken for which: rows the truth, columns what is said.
 

@@ -144,17 +144,34 @@ class Comparison:
 def compare(
     challenger: Detector, champion: Detector, test: ShardSet, *, device: str | None = None
 ) -> Comparison:
-    """Evaluate both on the test split; the challenger wins if its AP is better beyond the interval.
+    """Evaluate both on the test split; the challenger wins if its AP is better beyond the interval and no class fell.
 
-    The interval's lower end of the challenger must lie above the champion's value: a difference that another
-    draw of test images could reverse is no reason to change what detects.
+    See `judge_challenger`.
     """
     ours, theirs = evaluate(challenger, test, device=device), evaluate(champion, test, device=device)
+    return Comparison(ours, theirs, *judge_challenger(ours, theirs))
+
+
+def judge_challenger(ours: Evaluation, theirs: Evaluation) -> tuple[bool, str]:
+    """Return whether a challenger (`ours`) is to be promoted over the champion, and why.
+
+    The interval's lower end of the challenger's AP must lie above the champion's value: a difference that another
+    draw of test images could reverse is no reason to change what detects. A class fell where the upper end of the
+    challenger's recall of it lies below the champion's.
+    """
     new, old = ours.best["ap"], theirs.best["ap"]
-    better = bool(new.low > old.value)
     text = f"AP {new.value:.3f} ({new.low:.3f}–{new.high:.3f}) against the champion's {old.value:.3f}"
-    reason = f"{text}: better beyond the interval" if better else f"{text}: not better beyond the interval"
-    return Comparison(ours, theirs, better, reason)
+    if not new.low > old.value:
+        return False, f"{text}: not better beyond the interval"
+    before = theirs.by_class.set_index("label")["recall"]
+    fell = [
+        f"{row['label']} from {before[row['label']]:.2f} to {row['recall']:.2f}"
+        for row in ours.by_class.to_dict("records")
+        if row["high"] < before[row["label"]]
+    ]
+    if fell:
+        return False, f"{text}: better, but recall fell: {', '.join(fell)}"
+    return True, f"{text}: better beyond the interval, and no class fell"
 
 
 def describe(model: Any) -> dict[str, Any]:

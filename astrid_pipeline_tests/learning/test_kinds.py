@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from astrid_pipeline.learning import kinds
-from astrid_pipeline.learning.metrics import judge
+from astrid_pipeline.learning.metrics import Value, judge
+from astrid_pipeline.learning.retrain import judge_challenger
 
 AREA = pd.Series([1.0, 1.0], index=["a", "b"])
 
@@ -68,6 +71,40 @@ def test_artefacts_pass_where_something_false_lies_on_any_part_of_them():
     both = pd.concat([TRUTH, near], ignore_index=True)
     judged = judge(found(("b", 91, 10, 0.9, "transient")), both, AREA, min_snr=3.0)
     assert kinds.artefacts(judged, both, 0.5)["passed"].sum() == 0  # a true change, too faint to be asked for
+
+
+def test_recall_by_class_counts_what_is_asked_for():
+    seen = found(
+        ("a", 10, 10, 0.9, "variable"), ("a", 40, 10, 0.4, "moving"), ("b", 10, 10, 0.9, "transient")
+    )
+    table = kinds.recall_by_class(judge(seen, TRUTH, AREA), 0.5).set_index("label")
+    assert list(table["truths"]) == [1, 1, 1]  # the one of S/N 4 is not asked for
+    assert list(table["found"]) == [1, 0, 0]
+    assert table.loc["transient", "high"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "recall", "promoted", "why"),
+    [
+        (0.91, 0.90, True, "no class fell"),
+        (0.89, 0.99, False, "not better"),
+        (0.91, 0.50, False, "moving from 0.90 to 0.50"),
+    ],
+)
+def test_a_challenger_has_to_be_better_and_no_class_may_fall(low, recall, promoted, why):
+    def evaluation(ap, share):
+        rows = [
+            ("transient", 0.9, 0.95),
+            ("variable", float("nan"), float("nan")),
+            ("moving", share, share + 0.1),
+        ]
+        by_class = pd.DataFrame(rows, columns=["label", "recall", "high"])
+        return SimpleNamespace(best={"ap": ap}, by_class=by_class)
+
+    champion = evaluation(Value(0.90, 0.88, 0.92), 0.90)
+    verdict, reason = judge_challenger(evaluation(Value(0.95, low, 0.97), recall), champion)
+    assert verdict is promoted
+    assert why in reason
 
 
 def test_looking_load_and_rank():
