@@ -13,6 +13,7 @@ from astrid_pipeline.errors import ConfigError, SubtractionError
 from astrid_pipeline.imaging import forced_photometry, subtract
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, Mask
+from astrid_pipeline_tests.imaging.star_fields import draw
 from astrid_pipeline_tests.imaging.subtraction_scenes import Scene
 
 
@@ -254,6 +255,22 @@ def test_single_bad_pixels_beside_bright_stars_are_filled_to_the_noise(seed):
     data[y, x], mask[y, x] = 1500.0, Mask.COSMIC_RAY
     difference = subtract(science.replace(data=data, mask=mask), reference, device="cpu")
     assert np.abs(difference.science[y, x] - science.data[y, x]).max() < 5 * 10  # a pixel's noise is 10
+
+
+@pytest.mark.parametrize("stars", [12, 150])
+def test_a_source_that_vanished_is_as_significant_as_one_that_is_new(stars):
+    # The brightest source of the reference must not pass for an error of the PSFs that hides it.
+    scene = Scene(shape=(256, 256), stars=stars, seed=4)
+    science, reference = scene.build()
+    new = draw((256, 256), np.array([130.3]), np.array([118.6]), np.array([4e3]), scene.science_fwhm)
+    old = draw((256, 256), np.array([130.3]), np.array([118.6]), np.array([5e3]), scene.reference_fwhm)
+    appeared = subtract(science.replace(data=science.data + new), reference, device="cpu")
+    vanished = subtract(science, reference.replace(data=reference.data + old), device="cpu")
+    forward, backward = (
+        float(d.score[115:122, 127:134].max()) for d in (appeared, vanished.replace(score=-vanished.score))
+    )
+    assert forward > 80
+    assert backward == pytest.approx(forward, rel=0.25)
 
 
 def test_cosmic_rays_columns_and_trails_are_flagged_though_nobody_masked_them():

@@ -18,8 +18,12 @@ from astrid_pipeline.imaging.subtract.surfaces import robust_sigma
 
 #: Static sources brighter than this many sigma tell how well the frames match.
 BRIGHT = 15.0
-#: Score of a bright source's pixel above which it is a change rather than a residual.
-CHANGE = 5.0
+#: Fewer bright sources cannot tell an error of the match from a variable: of three, one may be.
+FEWEST = 3
+#: A source whose squared residual is this many times what is expected of it is a change: 3 sigma.
+STANDS_OUT = 9.0
+#: Pixels of a score that share their noise, about: the area of a Gaussian of FWHM 3.
+CORRELATED = 10.0
 #: Share of a point source's weight on unusable pixels above which a position is masked: its flux would be off by
 #: as much.
 TOUCHED = 0.10
@@ -51,30 +55,60 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
     V_ast = σ_x² (∂S/∂x)² + σ_y² (∂S/∂y)² (eqs 30-33), and ε² S² for PSF ratios that are off by ε. S is the reference's
     part of the score, static flux seen through the same filter; the relative shift counts once, since only the shift
     between the two frames leaves anything. The three numbers are those that make the squared residuals of bright
-    sources equal to their variance.
+    sources equal to their variance. Each source has one voice, and those that stand out from all others have none: a
+    star that vanished, or the one galaxy with a supernova, must not hide itself behind an error made of its own change.
     """
     gx, gy = (np.gradient(static, axis=axis) ** 2 for axis in (1, 0))
     # Around masks (saturated cores, bleeding) other things are left than shifts; `halos` measures those.
     chosen = (static**2 > BRIGHT**2 * variance) & ~near_bad(bad)
-    if chosen.sum() < 50:  # fewer pixels are one or two stars: nothing to tell an error from a variable
+    labels, n = ndimage.label(chosen)
+    if n < FEWEST:
         return np.zeros_like(flux), Left(0.0, 0.0, 0.0)
+    source, noise = labels[chosen] - 1, variance[chosen].astype(np.float64)
     columns = np.stack([gx[chosen], gy[chosen], static[chosen] ** 2]).astype(np.float64)
-    excess, noise = flux[chosen].astype(np.float64) ** 2, variance[chosen].astype(np.float64)
-    from scipy.optimize import nnls
-
-    total = noise.copy()
-    solution = np.zeros(3)
-    for _ in range(8):
-        use = excess < CHANGE**2 * total
-        weight = 1 / total[use]
-        # Cutting a Gaussian at 5 sigma takes nothing off its variance.
-        new, _ = nnls((columns[:, use] * weight).T, (excess[use] - noise[use]) * weight)
-        total = noise + new @ columns
-        if np.allclose(new, solution, rtol=0.02, atol=1e-9):
-            break
-        solution = new
+    solution = _robust_shares(columns, flux[chosen].astype(np.float64) ** 2, noise, source)
     extra = (solution[0] * gx + solution[1] * gy + solution[2] * static**2).astype(np.float32)
     return extra, Left(*(float(np.sqrt(s)) for s in solution))
+
+
+def _robust_shares(
+    columns: npt.NDArray[np.float64],
+    squares: npt.NDArray[np.float64],
+    noise: npt.NDArray[np.float64],
+    source: npt.NDArray[np.intp],
+) -> npt.NDArray[np.float64]:
+    """Return the shares θ ≥ 0, (3,), with squares ≈ noise + θ · columns, without the sources that stand out.
+
+    Parameters
+    ----------
+    columns, squares, noise:
+        (3, n_pixels), and (n_pixels,) squared residuals and variances without what is looked for.
+    source:
+        Number of each pixel's source.
+    """
+    from scipy.optimize import nnls
+
+    pixels = np.bincount(source)
+
+    def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.bincount(source, values / noise) / pixels, np.float64)
+
+    excess, shapes = mean(squares) - 1, np.stack([mean(c) for c in columns])
+    error = np.sqrt(2 * CORRELATED / pixels)  # what noise alone scatters a source's mean square by
+    # To begin with, what the median source shows is put on each of the three alike. A source's residual is one draw:
+    # half of the squares of a Gaussian are below 0.455 of their mean.
+    ratio = np.median(np.maximum(excess, 0) / np.maximum(shapes, 1e-30), axis=1)
+    solution = np.asarray(ratio / 0.455 / len(columns), np.float64)
+    for _ in range(12):
+        use = (excess < STANDS_OUT * (solution @ shapes + error))[source]
+        if not use.any():
+            break
+        weight = 1 / (noise + solution @ columns)[use]
+        new, _ = nnls((columns[:, use] * weight).T, (squares[use] - noise[use]) * weight)
+        if np.allclose(new, solution, rtol=0.02, atol=1e-12):
+            break
+        solution = new
+    return solution
 
 
 def near_bad(bad: _Bool, cell: int = 8) -> _Bool:
