@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +40,6 @@ def run_astrid(home: Path, *arguments: str, timeout: float = 900) -> subprocess.
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Iterator[Demo]:
     """The quick demo, and the settings of this process pointed at its home."""
-    import tempfile
-
     # Short: a PostgreSQL socket lies in it, and a socket's path may have 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="demo-"))
     done = run_astrid(home, "demo", "--quick")
@@ -64,3 +65,33 @@ def in_demo(demo, monkeypatch) -> Demo:
     reset_settings()
     yield demo
     reset_settings()
+
+
+@pytest.fixture
+def home(monkeypatch) -> Iterator[Path]:
+    """A fresh home for one test; its database is stopped at the end."""
+    from astrid_pipeline.services import postgres
+
+    folder = Path(tempfile.mkdtemp(prefix="nights-"))
+    monkeypatch.setenv("ASTRID_HOME", str(folder))
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / "dagster"))
+    reset_settings()
+    yield folder
+    postgres.stop(get_settings())
+    reset_settings()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def walk(fields, config: Mapping[str, dict[str, Any]] | None = None):
+    """Do what is ready, in this process; `config` holds run configurations by job. Return products and results."""
+    from astrid_pipeline.driver import Survey, execute, open_catalogue
+
+    catalogue = open_catalogue()
+    for field in fields:
+        catalogue.add_field(field)
+    survey = Survey(fields)
+    results, tried = [], set()
+    while steps := [s for s in survey.ready() if s.run_key not in tried]:
+        tried |= {s.run_key for s in steps}
+        results += [execute(step, (config or {}).get(step.job)) for step in steps]
+    return survey.products, results

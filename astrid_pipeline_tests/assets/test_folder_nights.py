@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,47 +9,17 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from astrid_pipeline.archives.base import open_archive
-from astrid_pipeline.settings import reset_settings
+from astrid_pipeline.archives.base import Field, open_archive
+from astrid_pipeline_tests.assets.conftest import walk
+
+#: Nothing is put into the frames: half of a night's time.
+WITHOUT_INJECTIONS = {"ops": {"injected_night": {"config": {"exposures_per_filter": 0}}}}
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.mlflow]
 
 
-@pytest.fixture
-def home(tmp_path_factory, monkeypatch):
-    """A fresh home for one test; its database is stopped at the end."""
-    import tempfile
-
-    from astrid_pipeline.services import postgres
-    from astrid_pipeline.settings import get_settings
-
-    folder = Path(tempfile.mkdtemp(prefix="nights-"))
-    monkeypatch.setenv("ASTRID_HOME", str(folder))
-    monkeypatch.setenv("DAGSTER_HOME", str(folder / "dagster"))
-    reset_settings()
-    yield folder
-    postgres.stop(get_settings())
-    reset_settings()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def walk(fields):
-    """Do what is ready, in this process."""
-    from astrid_pipeline.driver import Survey, execute, open_catalogue
-
-    catalogue = open_catalogue()
-    for field in fields:
-        catalogue.add_field(field)
-    survey = Survey(fields)
-    results, tried = [], set()
-    while steps := [s for s in survey.ready() if s.run_key not in tried]:
-        tried |= {s.run_key for s in steps}
-        results += [execute(step) for step in steps]
-    return survey.products, results
-
-
-def write_light(path: Path, data: np.ndarray, date: str, wcs: WCS, **cards) -> None:
-    header = wcs.to_header()
+def write_light(path: Path, data: np.ndarray, date: str, wcs: WCS | None, **cards) -> None:
+    header = fits.Header() if wcs is None else wcs.to_header()
     header.update(
         {
             "DATE-OBS": date,
@@ -95,25 +64,42 @@ def folder(tmp_path) -> Path:
     whole = (out / "cut.fits").read_bytes()
     (out / "cut.fits").write_bytes(whole[: len(whole) // 2])
     (out / "text.fits").write_text("this is not FITS")
+    write_light(out / "cube.fits", np.stack([science] * 3), f"{night}30:00", wcs)
+    write_light(out / "unit.fits", science + 4, f"{night}35:00", wcs, BUNIT="parsec")
+    header = fits.Header({"DATE-OBS": f"{night}40:00", "FILTER": "r", "EXPTIME": 60.0})
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1, 2])])
+    fits.HDUList([fits.PrimaryHDU(None, header), table]).writeto(out / "noimage.fits")
+    (out / "twice.fits").write_bytes((out / "good.fits").read_bytes())
+    elsewhere = wcs.deepcopy()
+    elsewhere.wcs.crval = [150.0, 20.25]
+    write_light(out / "elsewhere.fits", science + 5, f"{night}45:00", elsewhere)
+    # Neither a WCS nor stars that could tell where it looks.
+    blank = rng.normal(0, noise, science.shape)
+    write_light(out / "nowcs.fits", blank, f"{night}50:00", None, RA=150.0, DEC=20.0)
     return out
 
 
 def test_bad_files_are_named_and_the_good_one_is_made(home, folder):
-    archive = open_archive(f"folder:{folder}")
-    (field,) = archive.fields()
-    listed = " ".join(str(problem) for problem in archive.problems)
-    assert "text.fits" in listed
-    products, results = walk([field])
-    failed = [r for r in results if r.error]
-    assert not failed, failed
+    """A folder without read permission is tried in `archives/test_bad_files.py`."""
     night = "2026-02-10"
+    field = Field("patch", 150.0, 20.0, radius=0.5, archive=f"folder:{folder}")
+    archive = open_archive(field.archive)
+    archive.exposures(field)
+    listed = {Path(p.where or "").stem: str(p) for p in archive.problems}
+    products, results = walk([field], {"process_night": WITHOUT_INJECTIONS})
+    assert [r.error for r in results if r.error] == []
     observed = products.table("observations", f"{field.name}|{night}")
-    told = observed.set_index("exposure_id").problem.dropna().to_dict()
-    told |= {Path(p.where or "").stem: str(p) for p in archive.problems}
+    told = {**listed, **observed.set_index("exposure_id").problem.dropna().to_dict()}
     last = next(r for r in results if r.step.job == "process_night" and r.step.partition.endswith(night))
-    told_later = " ".join(last.bad_checks)
-    for name in ("nan", "constant", "noexposure", "cut"):
-        assert name in told or name in told_later, f"nobody says what was wrong with {name}.fits"
+    later = " ".join(last.bad_checks)
+    bad = {p.stem for p in folder.iterdir()} - {"good", "template0", "template1", "template2"}
+    assert len(bad) == 11
+    for name in bad:
+        assert name in told or f"{name}: " in later, f"nobody says what was wrong with {name}.fits"
+    for name, text in told.items():
+        # Where, what, and in brackets what to do.
+        assert name in text, text
+        assert text.rstrip().endswith(")"), text
     differences = products.frames("difference_images", field.name, night)
-    assert "good" in differences
+    assert set(differences) == {"good"}
     assert abs(differences["good"].meta["score_sigma"] - 1) < 0.05
