@@ -88,6 +88,17 @@ def test_every_kind_of_change_and_artefact_and_case_occurs():
     assert len(cases) >= 2
 
 
+def test_skies_to_measure_on_hold_as_many_changes_as_asked_for():
+    for i in range(2):
+        image = simulate_difference(image_seed(3, "sparse", i), (192, 192), changes=400.0)
+        real = image.truth[image.truth["label"].isin(CLASSES)]
+        expected = 400 * 192**2 / 2**20
+        # Each of three kinds is rounded by chance; a crowded frame has no place for the last of them.
+        assert expected - 6 <= len(real) <= expected + 3
+        # Asked for is 3 to 50; what else is put there, and saturation, change the noise afterwards.
+        assert real["snr"].between(2.0, 75.0).all()
+
+
 @pytest.mark.slow
 def test_quick_training_from_nothing(tmp_path):
     told = []
