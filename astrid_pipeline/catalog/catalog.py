@@ -352,7 +352,9 @@ class Catalog:
             .where(inside)
         )
         with self.reading("search the catalogue") as connection:
-            found = pd.read_sql(query, connection)
+            result = connection.execute(query)
+            # pandas.read_sql takes ten times as long as the search.
+            found = pd.DataFrame(result.all(), columns=list(result.keys()))
         found["separation"] = 3600.0 * sky.separation(
             ra, dec, found["ra"].astype(float), found["dec"].astype(float)
         )
