@@ -22,6 +22,9 @@ BRIGHT = 15.0
 FEWEST = 3
 #: A source whose squared residual is this many times what is expected of it is a change: 3 sigma.
 STANDS_OUT = 9.0
+#: Static flux over the noise from which a source is a giant: half a per cent of mismatch, which is what ordinary sources
+#: tell of, is one sigma there.
+GIANT = 200.0
 #: Pixels of a score that share their noise, about: the area of a Gaussian of FWHM 3.
 CORRELATED = 10.0
 #: Share of a point source's weight on unusable pixels above which a position is masked: its flux would be off by
@@ -68,7 +71,33 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
     columns = np.stack([gx[chosen], gy[chosen], static[chosen] ** 2]).astype(np.float64)
     solution = _robust_shares(columns, flux[chosen].astype(np.float64) ** 2, noise, source)
     extra = (solution[0] * gx + solution[1] * gy + solution[2] * static**2).astype(np.float32)
+    share = _share_of_giants(columns[2], flux[chosen].astype(np.float64) ** 2 - extra[chosen], noise, source)
+    if share is not None:
+        giant, epsilon2 = share
+        extra[chosen] += (epsilon2 * columns[2] * giant[source]).astype(np.float32)
     return extra, Left(*(float(np.sqrt(s)) for s in solution))
+
+
+def _share_of_giants(
+    light: npt.NDArray[np.float64],
+    squares: npt.NDArray[np.float64],
+    noise: npt.NDArray[np.float64],
+    source: npt.NDArray[np.intp],
+) -> tuple[_Bool, float] | None:
+    """Return which sources are giants, and the ε² that the median one shows beyond what the others say; None if few.
+
+    Stars hundreds of times the noise show what ordinary ones do not: cores beyond the linear range, spikes that turn
+    from night to night.
+    """
+    pixels = np.bincount(source)
+    brightest = np.zeros(len(pixels))
+    np.maximum.at(brightest, source, light / noise)
+    giant = brightest > GIANT**2
+    if giant.sum() < FEWEST:
+        return None
+    excess = np.bincount(source, squares / noise) / pixels - 1
+    ratio = np.maximum(excess, 0) / (np.bincount(source, light / noise) / pixels)
+    return giant, float(np.median(ratio[giant])) / 0.455
 
 
 def _robust_shares(
