@@ -243,12 +243,6 @@ class MastArchive:
         if (there := self.cache.get(record.url, version)) is not None:
             return there
         target = self.cache.path(record.url, version)
-        if self.query.cloud:
-            from astrid_pipeline.archives.mast_cloud import fetch_from_cloud
-
-            if fetch_from_cloud(self.client.session, self.query.server, record.url, target, self.patience):
-                self.cache.trim([target])
-                return target
         address = f"{self.query.server}/api/v0.1/Download/file?uri={quote(record.url, safe=':/')}"
         download(
             address,

@@ -55,8 +55,6 @@ class MastQuery:
         ``science`` or ``calibration``.
     public_only:
         Leave out what needs a token even where there is one.
-    cloud:
-        Fetch public files from the archive's bucket where they are there.
     server:
         Address of the service.
     """
@@ -69,7 +67,6 @@ class MastQuery:
     product_type: str = "image"
     intent: str = "science"
     public_only: bool = False
-    cloud: bool = False
     server: str = SERVER
 
     @classmethod
@@ -88,7 +85,7 @@ class MastQuery:
                 "no collection is named", where=f"mast:{text}", remedy="write it as mast:HST or mast:HST,JWST"
             )
         given = {key: values[-1] for key, values in parse_qs(options, keep_blank_values=True).items()}
-        known = {"filter", "instrument", "calib", "product", "type", "intent", "rights", "cloud", "server"}
+        known = {"filter", "instrument", "calib", "product", "type", "intent", "rights", "server"}
         if unknown := set(given) - known:
             raise ConfigError(
                 f"unknown option {', '.join(sorted(unknown))}",
@@ -119,7 +116,6 @@ class MastQuery:
             product_type=given.get("type", "image"),
             intent=given.get("intent", "science"),
             public_only=given.get("rights") == "public",
-            cloud=given.get("cloud", "") in ("1", "yes", "true", "aws"),
             server=given.get("server", SERVER).rstrip("/"),
         )
 
