@@ -22,8 +22,8 @@ BRIGHT = 15.0
 FEWEST = 3
 #: A source whose squared residual is this many times what is expected of it is a change: 3 sigma.
 STANDS_OUT = 9.0
-#: Static flux over the noise from which a source is a giant: half a per cent of mismatch, which is what ordinary sources
-#: tell of, is one sigma there.
+#: Static flux over the noise from which a source is a giant: half a per cent of mismatch, which is what ordinary
+#: sources tell of, is one sigma there.
 GIANT = 200.0
 #: Pixels of a score that share their noise, about: the area of a Gaussian of FWHM 3.
 CORRELATED = 10.0
