@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
+import datetime as dt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 from astrid_pipeline.assets.common import GPU_POOL, GPU_TAGS, OWNERS, number, picture, preview
 from astrid_pipeline.learning.dataset import SPLITS, open_split
 from astrid_pipeline.learning.shards import ShardSet
+from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DETECTOR, DetectorResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
@@ -64,6 +66,7 @@ def unet(
     products: ProductsResource,
     tracking: Tracking,
     detector: DetectorResource,
+    catalogue: CatalogueResource,
     training_dataset: pd.DataFrame,
 ) -> Any:
     """The U-Net (about 2.1 million parameters), trained on the nights' samples from the champion's weights.
@@ -112,6 +115,16 @@ def unet(
         curve = training_png(result.history)
         attempt.log_bytes(curve, "curves.png")
         attempt.log_file(result.weights)
+        catalogue.open().record_training(
+            "unet",
+            attempt.run_id,
+            status="finished",
+            dataset=str(training_dataset.name.iloc[0]),
+            dagster_run_id=context.run_id,
+            training_params={**settings.as_dict(), "mode": config.mode},
+            performance_metrics={**result.best, "joules": result.joules, "seconds": result.seconds},
+            completed_at=dt.datetime.now(dt.UTC),
+        )
         yield dg.Output(
             folder,
             metadata={

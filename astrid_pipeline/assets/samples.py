@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from astrid_pipeline.assets.common import (
 from astrid_pipeline.learning.dataset import DATASET
 from astrid_pipeline.night.injections import INJECTIONS
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELD_OF_NIGHT, FieldNight
+from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.products import ProductsResource
@@ -146,7 +148,10 @@ class DatasetConfig(dg.Config):
     code_version=code_version("learning/dataset.py"),
 )
 def training_dataset(
-    context: dg.AssetExecutionContext, config: DatasetConfig, products: ProductsResource
+    context: dg.AssetExecutionContext,
+    config: DatasetConfig,
+    products: ProductsResource,
+    catalogue: CatalogueResource,
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """The named manifest over all nights' samples: a row a tile, with its split and provenance.
 
@@ -161,6 +166,15 @@ def training_dataset(
     }
     table = collect(config.name, folders, seed=config.seed)
     shares = table.split.value_counts()
+    truths = [label for label in ("transient", "variable", "moving") if label in table]
+    catalogue.open().record_dataset(
+        config.name,
+        total_samples=len(table),
+        anomaly_ratio=float((table[truths].sum(axis=1) > 0).mean()) if len(table) else None,
+        content_hash=hashlib.sha256("".join(sorted(table.set_hash)).encode()).hexdigest(),
+        collection_params={"seed": config.seed, "nights": sorted(folders)},
+        description="labelled tiles of the nights, injections among them",
+    )
     return dg.MaterializeResult(
         value=table,
         metadata={
