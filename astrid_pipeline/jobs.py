@@ -18,6 +18,7 @@ NIGHT_ASSETS = (
     "alerts",
     "stamps",
     "light_curves",
+    "gold_standard",
     "injections",
     "training_samples",
     "night_summary",

@@ -9,7 +9,7 @@ from astrid_pipeline.assets.health import data_health, survey_summary
 from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
 from astrid_pipeline.assets.observations import master_calibrations, observations
 from astrid_pipeline.assets.references import reference_images
-from astrid_pipeline.assets.review import light_curves, stamps
+from astrid_pipeline.assets.review import gold_standard, light_curves, stamps
 from astrid_pipeline.assets.samples import injected_night, training_dataset
 from astrid_pipeline.assets.summary import night_summary
 
@@ -25,6 +25,7 @@ ALL = (
     alerts,
     stamps,
     light_curves,
+    gold_standard,
     injected_night,
     night_summary,
     survey_summary,

@@ -1,4 +1,4 @@
-"""What people look at: stamps of everything a night holds, and the light curves of its field's objects."""
+"""What people look at: stamps of all that a night holds, light curves of its objects, known sources among them."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+from pydantic import Field
 
-from astrid_pipeline.assets.common import CPU_TAGS, OWNERS, number, preview
-from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
+from astrid_pipeline.assets.common import CPU_TAGS, GPU_POOL, GPU_TAGS, OWNERS, number, picture, preview
+from astrid_pipeline.partitions import FIELD_NIGHTS, FIELD_OF_NIGHT, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
+from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
@@ -94,3 +96,109 @@ def light_curves(
     return dg.MaterializeResult(
         metadata={"objects": len(objects), "points": points, "nights": len(nights)},
     )
+
+
+class GoldConfig(dg.Config):
+    """How many known sources are mixed into the queue."""
+
+    most: int = Field(
+        default=10,
+        ge=0,
+        description="known transients, and as many known artefacts, a night at most; 0: none",
+    )
+    seed: int = Field(default=0, description="with the exposure's name it fixes what is put where")
+
+
+@dg.asset(
+    ins={"reference_images": dg.AssetIn(partition_mapping=FIELD_OF_NIGHT)},
+    partitions_def=FIELD_NIGHTS,
+    group_name="review",
+    owners=OWNERS,
+    kinds={"numpy", "parquet", "postgres"},
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    tags={"stage": "review"},
+    io_manager_key="folders",
+    output_required=False,
+    code_version=code_version("night/gold.py", "night/stamps.py", "imaging", "learning"),
+)
+def gold_standard(
+    context: dg.AssetExecutionContext,
+    config: GoldConfig,
+    detector: DetectorResource,
+    store: StoreResource,
+    catalogue: CatalogueResource,
+    products: ProductsResource,
+    calibrated_frames: Frames,
+    reference_images: Frames,
+    difference_images: Frames,
+    candidates: pd.DataFrame,
+    detections: pd.DataFrame,
+) -> Any:
+    """Known transients and artefacts, from a copy of one frame, mixed into the queue to measure who labels.
+
+    On the exposure with the most usable pixels. On the page they look like the night's own sources; what they are is
+    told after the verdict, and the scan report tells each person's completeness and purity.
+    """
+    from astrid_pipeline.catalog.gold import keep_gold
+    from astrid_pipeline.catalog.objects import replace_points
+    from astrid_pipeline.night.differences import meta_of, pair_up
+    from astrid_pipeline.night.gold import make_gold, number_of_gold
+    from astrid_pipeline.night.light_curves import measure_known
+    from astrid_pipeline.night.samples import exposure_rng
+    from astrid_pipeline.report import stamps_png
+
+    part = FieldNight.of(context)
+    wanted = number_of_gold(len(detections), config.most)
+    metas = {key: meta_of(difference_images, key) for key in difference_images}
+    if not wanted or not metas:
+        return
+    exposure = max(sorted(metas), key=lambda key: int(metas[key].get("good_pixels") or 0))
+    pair = pair_up(calibrated_frames, reference_images, part.night)[exposure]()
+    found = pd.concat([t[t.exposure_id == exposure][["x", "y"]] for t in (candidates, detections)])
+    made = make_gold(
+        pair.science,
+        pair.reference,
+        difference_images[exposure],
+        found,
+        exposure_rng(config.seed, f"gold:{exposure}"),
+        detector.champion(),
+        transients=wanted,
+        artefacts=wanted,
+        device=detector.device,
+    )
+    catalog, kept = catalogue.open(), products.open()
+    objects = keep_gold(catalog, part.field, part.night, made.candidates, made.detections)
+    nights = [night for night in kept.nights("difference_images", part.field) if night < part.night]
+    points = measure_known(
+        objects,
+        {night: kept.frames("difference_images", part.field, night) for night in nights},
+        part.night,
+        difference_images,
+        made.difference,
+    )
+    for night, measured in points.items():
+        replace_points(catalog, part.field, night, measured, objects["id"].tolist())
+    with scratch_folder(store.open()) as folder:
+        made.write(folder)
+        table = made.table
+        best = table.iloc[-1] if len(table) else None
+        yield dg.Output(
+            folder,
+            metadata={
+                "exposure": exposure,
+                "transients": int((table.truth == "real").sum()),
+                "artefacts": int((table.truth == "bogus").sum()),
+                "artefacts_taken_for_real": int(((table.truth == "bogus") & table.score.notna()).sum()),
+                "table": preview(table, ["exposure_id", "x", "y", "truth", "kind", "snr", "score"]),
+                **(
+                    {
+                        "picture": picture(
+                            stamps_png(made.difference, best.x, best.y), f"{best.truth}: {best.kind}"
+                        )
+                    }
+                    if best is not None
+                    else {}
+                ),
+            },
+        )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _LABELS = (
     "SELECT id, source_key, object_name, field, night, exposure_id, x, y, ra, dec, who, at, verdict, class, confidence,"
-    " note, score, model_name, model_version, injected, undoes FROM validation_events ORDER BY id"
+    " note, score, model_name, model_version, injected, truth, undoes FROM validation_events ORDER BY id"
 )
 _OBJECTS = (
     "SELECT o.name, f.name AS field, o.kind, o.ra, o.dec, o.detections, o.nights, o.first_mjd, o.last_mjd,"
@@ -24,7 +24,7 @@ _OBJECTS = (
     " (SELECT count(*) FROM sources s WHERE s.object_id = o.id AND s.state = 'real') AS called_real,"
     " (SELECT count(*) FROM sources s WHERE s.object_id = o.id AND s.state = 'bogus') AS called_bogus,"
     " (SELECT mode() WITHIN GROUP (ORDER BY s.label_class) FROM sources s WHERE s.object_id = o.id) AS label_class"
-    " FROM objects o JOIN fields f ON f.id = o.field_id ORDER BY o.name"
+    " FROM objects o JOIN fields f ON f.id = o.field_id WHERE o.kind <> 'injected' ORDER BY o.name"
 )
 #: TNS numbers of filters and units (its bulk-report manual): AB magnitudes; other filters are told as "Other".
 _TNS_FILTERS = {"u": 20, "g": 21, "r": 22, "i": 23, "z": 24, "y": 81}

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -171,7 +170,10 @@ def _about(connection: Connection, source: Mapping[str, Any]) -> dict[str, Any]:
     name = None
     if source["object_id"] is not None:
         name = connection.scalar(select(SkyObject.name).where(SkyObject.id == source["object_id"]))
-    same = ("night", "exposure_id", "x", "y", "ra", "dec", "injected", "score", "model_name", "model_version")
+    same = (
+        *("night", "exposure_id", "x", "y", "ra", "dec", "injected", "truth"),
+        *("score", "model_name", "model_version"),
+    )
     return {
         "source_key": source["key"],
         "field": field,
@@ -196,7 +198,8 @@ def _added(connection: Connection, source: Mapping[str, Any], event: Mapping[str
     consensus = consensus_of(standing([dict(row) for row in events]))
     if identity is not None:
         connection.execute(update(Source).where(Source.id == source["id"]).values(**consensus))
-        if source["detection_id"] is not None:
+        # What was put in may bear the number of a detection of the night.
+        if source["detection_id"] is not None and not source["injected"]:
             connection.execute(
                 update(Detection)
                 .where(
@@ -240,38 +243,6 @@ def events(
         query = query.where(table.c.who == who)
     with catalog.reading("list labels") as connection:
         return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
-
-
-def scanners(catalog: Catalog, since: dt.datetime | None = None) -> pd.DataFrame:
-    """Return how each person does: verdicts, injections shown, those called real, the share with its 68 % interval.
-
-    Injections are real by construction: the share called real is the person's completeness.
-    """
-    from astropy.stats import binom_conf_interval
-
-    rows = []
-    given = pd.DataFrame(events(catalog, since=since))
-    if not len(given):
-        return pd.DataFrame(columns=["who", "verdicts", "injections", "found", "completeness", "low", "high"])
-    undone = set(given["undoes"].dropna())
-    given = given[given["verdict"].notna() & ~given["id"].isin(undone)]
-    for who, mine in given.groupby("who"):
-        latest = mine.drop_duplicates("source_key", keep="last")
-        shown = latest[latest["injected"]]
-        n, k = len(shown), int((shown["verdict"] == "real").sum())
-        low, high = binom_conf_interval(k, n, interval="wilson") if n else (None, None)
-        rows.append(
-            {
-                "who": who,
-                "verdicts": len(latest),
-                "injections": n,
-                "found": k,
-                "completeness": k / n if n else None,
-                "low": low,
-                "high": high,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def kappa(catalog: Catalog, since: dt.datetime | None = None) -> tuple[float | None, int]:

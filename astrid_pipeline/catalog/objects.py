@@ -208,7 +208,7 @@ def _join(
             }
         )
     if records:
-        _name(connection, records)
+        name_objects(connection, records)
         ids = connection.scalars(
             insert(SkyObject).returning(SkyObject.id, sort_by_parameter_order=True), records
         ).all()
@@ -217,7 +217,7 @@ def _join(
     found["object_id"] = owner
 
 
-def _name(connection: Connection, records: list[dict[str, Any]]) -> None:
+def name_objects(connection: Connection, records: list[dict[str, Any]]) -> None:
     """Give new objects their names, by the year of their first detection, and their HEALPix indices."""
     index = sky.hpx29([r["ra"] for r in records], [r["dec"] for r in records])
     years: dict[int, list[dict[str, Any]]] = {}
@@ -319,7 +319,11 @@ def replace_points(
         gone = delete(LightCurvePoint).where(
             LightCurvePoint.field_id == field_id, LightCurvePoint.night == date
         )
-        if objects is not None:
+        if objects is None:
+            # Those of what was put in are made with it, from images that hold it.
+            real = select(SkyObject.id).where(SkyObject.field_id == field_id, SkyObject.kind != "injected")
+            gone = gone.where(LightCurvePoint.object_id.in_(real))
+        else:
             gone = gone.where(LightCurvePoint.object_id.in_(list(objects)))
         connection.execute(gone)
         if not len(points):

@@ -60,6 +60,8 @@ class Filter:
     ra: float | None = None
     dec: float | None = None
     radius: float | None = None
+    #: Whether what was put in is among them (`catalog.gold`): for people who label, and nobody else.
+    gold: bool = False
     sort: str = "score"
     descending: bool = True
 
@@ -81,6 +83,8 @@ class Filter:
         if self.sort not in SORTS:
             raise ConfigError("cannot sort by this", where=self.sort, remedy=f"use one of {', '.join(SORTS)}")
         found: list[ColumnElement[bool]] = [Source.present.is_(True)]
+        if not self.gold:
+            found.append(Source.injected.is_(False))
         if self.field is not None:
             found.append(
                 Source.field_id == select(SkyField.id).where(SkyField.name == self.field).scalar_subquery()
@@ -163,7 +167,7 @@ def _query() -> Any:
 def list_sources(catalog: Catalog, wanted: Filter, limit: int = 100, cursor: str | None = None) -> Page:
     """Return the sources that a filter lets through, in its order, from a cursor on.
 
-    A row's `injected` is not in it: a scanner must not see it before the label is given (`reveal`).
+    A row's `injected` and `truth` are not in it: a scanner must not see them before the label is given.
 
     Raises
     ------
@@ -192,7 +196,7 @@ def list_sources(catalog: Catalog, wanted: Filter, limit: int = 100, cursor: str
         )
         following = base64.urlsafe_b64encode(text_.encode()).decode().rstrip("=")
     for row in rows:
-        del row["injected"]
+        del row["injected"], row["truth"]
     return Page(rows, following)
 
 
@@ -254,7 +258,8 @@ def neighbours(catalog: Catalog, source: Mapping[str, Any], radius: float = 30.0
             radius,
             ["name", "kind", "detections", "class"],
         )
-    return found[found["name"] != source["object"]].reset_index(drop=True)
+    found = found[(found["name"] != source["object"]) & (found["kind"] != "injected")]
+    return found.reset_index(drop=True)
 
 
 def progress(catalog: Catalog, wanted: Filter) -> dict[str, int]:

@@ -20,7 +20,10 @@ from astrid_pipeline.catalog.models import Base, _id, _now
 VERDICTS = ("real", "bogus", "unsure")
 #: What may be known of a source once people have looked: `labels.consensus_of` says how it comes about.
 STATES = ("unseen", *VERDICTS, "disputed")
-OBJECT_KINDS = ("stationary", "moving")
+#: `injected` ones are no objects of the sky: what was put in shows as one, or it would stand out (`catalog.gold`).
+OBJECT_KINDS = ("stationary", "moving", "injected")
+#: What is known of a source that was put in.
+TRUTHS = ("real", "bogus")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -106,6 +109,7 @@ class Source(Base):
     __tablename__ = "sources"
     __table_args__ = (
         CheckConstraint(_one_of("state", STATES), name="state"),
+        CheckConstraint(f"truth IS NULL OR {_one_of('truth', TRUTHS)}", name="truth"),
         Index("ix_sources_field_id_night_score", "field_id", "night", "score"),
         Index("ix_sources_night_score", "night", "score"),
         Index("ix_sources_state_score", "state", "score"),
@@ -140,8 +144,9 @@ class Source(Base):
     features: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
     #: False where the night was made again and this, which people have labelled, was not found any more.
     present: Mapped[bool] = mapped_column(server_default="true")
-    #: True for a transient that was put in: the right answer is known, and told after the label.
+    #: True for what was put in to measure the scanners: the right answer is known (`truth`), and told after the label.
     injected: Mapped[bool] = mapped_column(server_default="false")
+    truth: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="unseen")
     label_class: Mapped[str | None]
     labels: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -159,6 +164,7 @@ class ValidationEvent(Base):
         CheckConstraint(f"verdict IS NULL OR {_one_of('verdict', VERDICTS)}", name="verdict"),
         CheckConstraint("(verdict IS NULL) <> (undoes IS NULL)", name="undoes"),
         CheckConstraint("confidence IS NULL OR confidence BETWEEN 0 AND 1", name="confidence"),
+        CheckConstraint(f"truth IS NULL OR {_one_of('truth', TRUTHS)}", name="truth"),
         Index("ix_validation_events_who_at", "who", "at"),
     )
     id: Mapped[int] = _id()
@@ -173,6 +179,7 @@ class ValidationEvent(Base):
     ra: Mapped[float | None]
     dec: Mapped[float | None]
     injected: Mapped[bool] = mapped_column(server_default="false")
+    truth: Mapped[str | None]
     object_name: Mapped[str | None] = mapped_column(index=True)
     who: Mapped[str]
     at: Mapped[dt.datetime] = _now()

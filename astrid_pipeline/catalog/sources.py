@@ -45,6 +45,7 @@ _OWN = (
     "uncertainty",
     "model_name",
     "model_version",
+    "truth",
 )
 #: What people's labels have made of a source; it goes over to the source's next making.
 _CARRIED = ("state", "label_class", "labels", "agreement", "labelled_at", "object_id", "worth")
@@ -69,42 +70,52 @@ def keep_sources(
     night: dt.date,
     candidates: pd.DataFrame,
     detections: pd.DataFrame,
-) -> None:
-    """Replace the sources of a field and night, inside the caller's transaction.
+    *,
+    injected: bool = False,
+) -> list[dict[str, Any]]:
+    """Replace the sources of a field and night, inside the caller's transaction; return the new rows.
 
     A source that was there before keeps its id, key, object and what people said of it. One that has labels and is
     not found any more stays, marked as not present. Labels of a source that the catalogue had forgotten (its field was
     removed meanwhile) are found again by exposure and place.
+
+    With `injected`, those that were put in are replaced, and no others; the tables have a column `truth` then.
     """
-    mine = (Source.field_id == field_id, Source.night == night, Source.injected.is_(False))
+    mine = (Source.field_id == field_id, Source.night == night, Source.injected.is_(injected))
     before = [dict(row) for row in connection.execute(select(*Source.__table__.c).where(*mine)).mappings()]
     table = reviewable(candidates, detections)
     old_of = _same(before, table)
     connection.execute(delete(Source).where(*mine))
-    rows = _rows(table, field_id, night)
+    rows = _rows(table, field_id, night, injected)
     new = [row for row, old in zip(rows, old_of, strict=True) if old < 0]
     for row, identity in zip(new, _next_ids(connection, len(new)), strict=True):
         row["id"] = identity
-    _remember(connection, field, night, new)
+    _remember(connection, field, night, new, injected)
     for row, old in zip(rows, old_of, strict=True):
         if old >= 0:
             row |= {name: before[old][name] for name in ("id", "key", *_CARRIED)}
     found = {int(old) for old in old_of}
     lost = [{**row, "present": False} for i, row in enumerate(before) if i not in found and row["labels"] > 0]
-    _distinct_keys(rows, {row["key"] for row in lost})
+    _distinct_keys(rows, {row["key"] for row in lost} | _keys_of_others(connection, rows))
     if rows or lost:
         table_of: Any = Source.__table__
         connection.execute(insert(table_of), rows + [_by_column(row) for row in lost])
     _validate_detections(connection, field_id, night)
+    return rows
 
 
-def _rows(table: pd.DataFrame, field_id: int, night: dt.date) -> list[dict[str, Any]]:
+def _keys_of_others(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
+    """Return the keys that are taken: what was put in may lie on the pixel of what was found, and the other way."""
+    return set(connection.scalars(select(Source.key).where(Source.key.in_([row["key"] for row in rows]))))
+
+
+def _rows(table: pd.DataFrame, field_id: int, night: dt.date, injected: bool = False) -> list[dict[str, Any]]:
     if not len(table):
         return []
     index = sky.hpx29(table["ra"].to_numpy(float), table["dec"].to_numpy(float))
     others = [name for name in table.columns if name not in _OWN and name not in ("hpx29", "field", "night")]
     own = table.reindex(columns=list(_OWN)).to_dict(orient="records")
-    extra = table[others].to_dict(orient="records")
+    extra: list[dict[Any, Any]] = table[others].to_dict(orient="records") if others else [{}] * len(table)
     rows = []
     for values, features, hpx in zip(own, extra, index, strict=True):
         row = plain(values)
@@ -120,7 +131,8 @@ def _rows(table: pd.DataFrame, field_id: int, night: dt.date) -> list[dict[str, 
                 "hpx29": int(hpx) if hpx >= 0 else None,
                 "features": {name: value for name, value in plain(features).items() if value is not None},
                 "present": True,
-                "injected": False,
+                "injected": injected,
+                "truth": row.get("truth"),
                 "state": "unseen",
                 "label_class": None,
                 "labels": 0,
@@ -182,7 +194,9 @@ def _distinct_keys(rows: list[dict[str, Any]], used: Iterable[str]) -> None:
         seen.add(row["key"])
 
 
-def _remember(connection: Connection, field: str, night: dt.date, rows: list[dict[str, Any]]) -> None:
+def _remember(
+    connection: Connection, field: str, night: dt.date, rows: list[dict[str, Any]], injected: bool
+) -> None:
     """Give new sources the labels that lie at their place, with the key under which they were given."""
     if not rows:
         return
@@ -195,7 +209,7 @@ def _remember(connection: Connection, field: str, night: dt.date, rows: list[dic
             .where(
                 ValidationEvent.field == field,
                 ValidationEvent.night == night,
-                ValidationEvent.injected.is_(False),
+                ValidationEvent.injected.is_(injected),
                 ~select(Source.id).where(Source.key == ValidationEvent.source_key).exists(),
             )
             .order_by(ValidationEvent.id)
@@ -220,7 +234,10 @@ def _validate_detections(connection: Connection, field_id: int, night: dt.date) 
             Detection.night == night,
             Detection.detection_id.in_(
                 select(Source.detection_id).where(
-                    Source.field_id == field_id, Source.night == night, Source.state.in_(("real", "bogus"))
+                    Source.field_id == field_id,
+                    Source.night == night,
+                    Source.state.in_(("real", "bogus")),
+                    Source.injected.is_(False),
                 )
             ),
         )

@@ -92,3 +92,33 @@ def nights_to_measure(objects: pd.DataFrame, nights: Iterable[str], now: str) ->
         if len(ids):
             wanted[night] = ids
     return wanted
+
+
+#: Nights before that a known source gets points of: enough to look like any other.
+KNOWN_NIGHTS = 30
+
+
+def measure_known(
+    objects: pd.DataFrame,
+    before: Mapping[str, Mapping[str, Difference]],
+    night: str,
+    differences: Mapping[str, Difference],
+    changed: Difference,
+) -> dict[str, pd.DataFrame]:
+    """Return by night the points of sources that were put into one exposure; in all others there is nothing.
+
+    Parameters
+    ----------
+    objects:
+        id, ra, dec of what was put in.
+    before:
+        Differences of earlier nights; the last `KNOWN_NIGHTS` count.
+    night, differences:
+        The night, and its untouched differences.
+    changed:
+        The difference that holds the sources; it stands for the untouched one of its exposure.
+    """
+    of_night = {key: differences[key] for key in differences if key != str(changed.meta.get("exposure_id"))}
+    result = {date: measure_night(before[date], objects) for date in sorted(before)[-KNOWN_NIGHTS:]}
+    result[night] = measure_night({**of_night, str(changed.meta.get("exposure_id")): changed}, objects)
+    return result

@@ -83,7 +83,7 @@ def inject_night(
 
     def inject(key: str) -> Injected:
         pair = pairs[key]()
-        rng = np.random.default_rng(_seed(seed, key))
+        rng = exposure_rng(seed, key)
         return inject_exposure(
             pair.science,
             pair.reference,
@@ -126,5 +126,6 @@ def labels(injected: Injected, detections: pd.DataFrame, exposure_id: str) -> pd
     return pd.concat([truth, unsure], ignore_index=True) if len(unsure) else truth.reset_index(drop=True)
 
 
-def _seed(seed: int, key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")
+def exposure_rng(seed: int, key: str) -> np.random.Generator:
+    """Return the source of randomness that belongs to a seed and a name: the same each time, however it is made."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big"))

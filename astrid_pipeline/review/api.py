@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from sqlalchemy import text
 
-from astrid_pipeline.catalog import access, labels, objects, queue
+from astrid_pipeline.catalog import access, gold, labels, objects, queue
 from astrid_pipeline.review.context import Context, Here, Labeller, Reader, tidy
 from astrid_pipeline.review.problems import Problem
 from astrid_pipeline.review.schemas import (
@@ -44,10 +44,10 @@ Plane = Literal["all", "science", "reference", "difference", "score"]
 Stretch = Literal["asinh", "linear", "zscale"]
 
 
-def filter_from(query: Queue, kind: queue.Kind, who: str) -> queue.Filter:
-    """Return the catalogue's filter of query parameters."""
+def filter_from(query: Queue, kind: queue.Kind, who: str, gold: bool = False) -> queue.Filter:
+    """Return the catalogue's filter of query parameters; only the page's holds what was put in (`gold`)."""
     values = query.model_dump(exclude={"limit", "cursor", "kind"})
-    return queue.Filter(**values, kind=kind, who=who)
+    return queue.Filter(**values, kind=kind, who=who, gold=gold)
 
 
 def _list(here: Context, who: str, query: Paged, kind: queue.Kind) -> Listing:
@@ -66,7 +66,13 @@ def source_of(here: Context, source_id: int) -> dict[str, Any]:
 def seen_by(here: Context, source: dict[str, Any], who: str) -> dict[str, Any]:
     """Return a source as one person may see it: whether it is an injection is told once they have labelled it."""
     given = any(e["who"] == who and e["verdict"] for e in labels.history(here.catalog, source["key"]))
-    return {name: value for name, value in source.items() if name != "injected" or given}
+    return source if given else {k: v for k, v in source.items() if k not in ("injected", "truth")}
+
+
+def _told(event: dict[str, Any], to: str) -> dict[str, Any]:
+    """Return a label event; of others' what was put in is not told: the reader may be asked about it next."""
+    mine = event["who"] == to
+    return tidy({k: v for k, v in event.items() if mine or k not in ("injected", "truth")})
 
 
 @router.get("/detections", tags=["sources"])
@@ -121,7 +127,8 @@ def stamp_as_fits(here: Here, me: Reader, source_id: Id) -> Response:
 @router.get("/detections/{source_id}/labels", tags=["labels"])
 def labels_of(here: Here, me: Reader, source_id: Id) -> list[dict[str, Any]]:
     """Return all label events of a source, oldest first; `undone` ones are still there."""
-    return [tidy(event) for event in labels.history(here.catalog, source_of(here, source_id)["key"])]
+    history = labels.history(here.catalog, source_of(here, source_id)["key"])
+    return [_told(event, me.who) for event in history]
 
 
 @router.post("/detections/{source_id}/labels", tags=["labels"], status_code=201)
@@ -148,13 +155,13 @@ def all_labels(
     """List label events in the order they were made."""
     found = labels.events(here.catalog, after=after, who=who, limit=limit)
     following = str(found[-1]["id"]) if len(found) == limit else None
-    return Listing(items=[tidy(event) for event in found], next=following)
+    return Listing(items=[_told(event, me.who) for event in found], next=following)
 
 
 @router.get("/scanners", tags=["labels"])
 def scanners(here: Here, me: Reader) -> list[dict[str, Any]]:
-    """Return how each person does on injections, with the 68 % interval."""
-    return [tidy(row) for row in labels.scanners(here.catalog).to_dict(orient="records")]
+    """Return each person's completeness and purity on what was put in, with 68 % intervals."""
+    return [tidy(row) for row in gold.scanners(here.catalog).to_dict(orient="records")]
 
 
 @router.get("/progress", tags=["labels"])
@@ -188,7 +195,8 @@ def object_of(here: Context, name: str) -> dict[str, Any]:
     found = _rows(
         here,
         "look up an object",
-        "SELECT o.*, f.name AS field FROM objects o JOIN fields f ON f.id = o.field_id WHERE o.name = :name",
+        "SELECT o.*, f.name AS field FROM objects o JOIN fields f ON f.id = o.field_id WHERE o.name = :name"
+        " AND o.kind <> 'injected'",
         name=name,
     )
     if not found:
@@ -211,6 +219,7 @@ def list_objects(
         here,
         "list objects",
         "SELECT o.*, f.name AS field FROM objects o JOIN fields f ON f.id = o.field_id WHERE o.id > :after "
+        "AND o.kind <> 'injected' "
         "AND (cast(:field AS text) IS NULL OR f.name = :field) AND (cast(:kind AS text) IS NULL OR o.kind = :kind) "
         "AND o.detections >= :least ORDER BY o.id LIMIT :limit",
         after=after,

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from astrid_pipeline import __version__
-from astrid_pipeline.catalog import access, labels, objects, queue
+from astrid_pipeline.catalog import access, gold, labels, objects, queue
 from astrid_pipeline.catalog.matching import cross_match
 from astrid_pipeline.errors import AstridError
 from astrid_pipeline.imaging.mask import names
@@ -115,7 +115,7 @@ def review(request: Request) -> Response:
         # A night begins with what is new: the latest night, unseen, the surest first.
         latest = facets["nights"][0] if facets["nights"] else None
         asked = PageQuery(night=dt.date.fromisoformat(latest) if latest else None, seen="unseen")
-    wanted = filter_from(asked, asked.kind, me.who)
+    wanted = filter_from(asked, asked.kind, me.who, gold=True)
     page = queue.list_sources(here.catalog, wanted, ROWS, asked.cursor)
     chosen = asked.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"})
     return _render(
@@ -137,7 +137,9 @@ def review(request: Request) -> Response:
 def rows(request: Request, me: Reader, here: Here) -> Response:
     """Return the queue's further rows."""
     asked = _filled(request)
-    page = queue.list_sources(here.catalog, filter_from(asked, asked.kind, me.who), ROWS, asked.cursor)
+    page = queue.list_sources(
+        here.catalog, filter_from(asked, asked.kind, me.who, gold=True), ROWS, asked.cursor
+    )
     chosen = asked.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"})
     more = urlencode({**chosen, "cursor": page.next}) if page.next else None
     return _render("rows.html", rows=page.rows, more=more)
@@ -200,7 +202,7 @@ def report(here: Here, me: Reader, night: Annotated[dt.date | None, Query()] = N
         progress=queue.progress(here.catalog, wanted),
         confirmed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="real"), 500).rows,
         disputed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="disputed"), 500).rows,
-        scanners=labels.scanners(here.catalog).to_dict(orient="records"),
+        scanners=gold.scanners(here.catalog).to_dict(orient="records"),
         kappa=kappa,
         shared=shared,
     )

@@ -96,9 +96,8 @@ class Label(BaseModel):
     undoes: int | None
     state: str = Field(description="consensus: unseen, real, bogus, unsure, disputed")
     labels: int
-    injected: bool = Field(
-        description="true: this was a transient that was put in, told now that you have labelled"
-    )
+    injected: bool = Field(description="true: this was put in, told now that you have labelled")
+    truth: Literal["real", "bogus"] | None = Field(description="what is known of it, if it was put in")
 
 
 class Part(BaseModel):

@@ -49,7 +49,7 @@ class StampStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._nights: OrderedDict[tuple[str, str], _Night] = OrderedDict()
+        self._nights: OrderedDict[tuple[str, str, str], _Night] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, source: Mapping[str, Any]) -> Stamp:
@@ -60,7 +60,8 @@ class StampStore:
         MissingProductError
             If the night's stamps were never made, or hold none for this source.
         """
-        night = self._night(str(source["field"]), str(source["night"]))
+        asset = "gold_standard" if source.get("injected") else "stamps"
+        night = self._night(asset, str(source["field"]), str(source["night"]))
         mine = night.rows.get(str(source["exposure_id"]))
         if mine is not None and len(mine):
             away = np.hypot(mine[:, 0] - source["x"], mine[:, 1] - source["y"])
@@ -72,24 +73,24 @@ class StampStore:
         raise MissingProductError(
             "the night's stamps hold none for this source",
             where=f"{source['field']}|{source['night']}",
-            remedy="materialize stamps for this partition",
+            remedy=f"materialize {asset} for this partition",
         )
 
-    def _night(self, field: str, night: str) -> _Night:
+    def _night(self, asset: str, field: str, night: str) -> _Night:
         from astrid_pipeline.resources.frames import file_name
 
-        path = f"stamps/{file_name(field)}/{file_name(night)}"
+        path = f"{asset}/{file_name(field)}/{file_name(night)}"
         index = read_folder_index(self._store, path)
         token = "" if index is None else str(index["files"].get("stamps.npy", {}).get("sha256"))
         with self._lock:
-            kept = self._nights.get((field, night))
+            kept = self._nights.get((asset, field, night))
             if kept is not None and kept.token == token:
-                self._nights.move_to_end((field, night))
+                self._nights.move_to_end((asset, field, night))
                 return kept
         folder = get_folder(self._store, path)
         made = _open(folder, token)
         with self._lock:
-            self._nights[field, night] = made
+            self._nights[asset, field, night] = made
             while len(self._nights) > _NIGHTS:
                 self._nights.popitem(last=False)
         return made

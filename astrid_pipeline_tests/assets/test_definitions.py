@@ -19,6 +19,7 @@ NIGHTLY = {
     "alerts",
     "stamps",
     "light_curves",
+    "gold_standard",
     "injections",
     "training_samples",
     "night_summary",

@@ -11,7 +11,7 @@ from astropy.io import fits
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from astrid_pipeline.catalog import access, labels
+from astrid_pipeline.catalog import access, gold
 from astrid_pipeline.errors import ConfigError
 from astrid_pipeline.review.access import Buckets
 from astrid_pipeline.review.app import create_app
@@ -233,13 +233,13 @@ def test_what_was_put_in_is_told_after_the_label_only(client, scene):
     path = f"{V1}/detections/{identity}"
     assert "injected" not in client.get(path).json()
     listed = client.get(f"{V1}/detections", params={"sort": "id"}).json()["items"]
-    assert all("injected" not in row for row in listed)
+    assert all(row["id"] != identity for row in listed), "programs take no injection for a find"
     assert "put in" not in client.get(f"/review/panel/{identity}").text
     given = client.post(f"{path}/labels", json={"verdict": "real", "token": str(uuid.uuid4())}).json()
     assert given["injected"] is True
-    assert "this was put in" in client.get(f"/review/panel/{identity}").text
-    rows = labels.scanners(scene.catalog)
-    assert rows.injections.sum() == 1
+    assert "put in: a known transient" in client.get(f"/review/panel/{identity}").text
+    rows = gold.scanners(scene.catalog)
+    assert rows.transients.sum() == 1
     assert rows.found.sum() == 1
 
 

@@ -128,7 +128,7 @@
       row.dataset.state = label.state;
       if (was !== now) count(now ? 1 : -1);
     }
-    if (label.verdict) { mine.push([label.id, label.source_id]); if (label.injected) say("that one was put in, to see whether it would be found"); }
+    if (label.verdict) { mine.push([label.id, label.source_id]); if (label.injected) say(`that was a known ${label.truth === "bogus" ? "artefact" : "transient"}, put in to measure: ${label.verdict === (label.truth || "real") ? "right" : "it was " + (label.truth || "real")}`); }
     sessionStorage.setItem("astrid-mine", JSON.stringify(mine.slice(-200)));
     if (sent.then === "show") { const index = rows().findIndex((r) => r.dataset.id === String(label.source_id)); if (index >= 0) go(index); else show(String(label.source_id)); }
   }
