@@ -2,13 +2,14 @@
 
 The order is: `ingest` (observations) → `make_masters` → `calibrate` → `make_references` → `process_night` →
 `retrain`. A night's chain runs in one process: its frames pass through the store, and starting a process for
-each step would cost more than the steps.
+each step would cost more than the steps. `backfill_field` walks this order for many nights, in one run.
 """
 
 from __future__ import annotations
 
 import dagster as dg
 
+from astrid_pipeline.backfills import backfill_field
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELDS, INSTRUMENT_NIGHTS
 
 NIGHT_ASSETS = (
@@ -62,18 +63,15 @@ retrain = dg.define_asset_job(
     description="Collect the training dataset, train the models, evaluate them on nights they have not seen.",
 )
 
-backfill_field = dg.define_asset_job(
-    "backfill_field",
-    selection=dg.AssetSelection.assets("observations", "calibrated_frames", *NIGHT_ASSETS),
-    partitions_def=FIELD_NIGHTS,
-    description="The same as process_night, for launching many nights of a field from this page: choose its nights in "
-    "the launch window. References must be made before. `astrid backfill FIELD --from … --to …` does the whole chain.",
-    tags={"astrid/backfill": "yes"},
-)
 summarise_survey = dg.define_asset_job(
     "summarise_survey",
     selection=dg.AssetSelection.assets("survey_summary"),
     description="Put all nights of all fields into one table.",
+)
+fetch_reference = dg.define_asset_job(
+    "fetch_reference",
+    selection=dg.AssetSelection.assets("reference_dataset"),
+    description="Fetch a sky survey's image of a place: what POST /api/v1/observations/ingest/reference-dataset asks for.",
 )
 check_health = dg.define_asset_job(
     "check_health",
@@ -85,5 +83,5 @@ check_health = dg.define_asset_job(
 STEP_JOBS = (make_masters, calibrate_night, make_references, process_night)
 ALL = (
     *(ingest, make_masters, calibrate_night, make_references, process_night, backfill_field),
-    *(retrain, summarise_survey, check_health),
+    *(retrain, summarise_survey, check_health, fetch_reference),
 )

@@ -100,6 +100,27 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where models run: `auto` takes a GPU if there is one, else `cpu`; or `cuda`, `cuda:1`.",
     )
+    surveys: str = Field(
+        default="",
+        description="YAML file of sky surveys beside those of `archives/reference_surveys.yaml`, or of other servers "
+        "(mirrors) for those.",
+    )
+    alert_webhook: SecretStr | None = Field(
+        default=None,
+        description="Address that is sent `{\"text\": …}` by POST (Slack, Mattermost and their like take it) when the "
+        "daily look at the data finds something wrong.",
+    )
+    alert_email: str = Field(
+        default="", description="Who gets an e-mail then, comma-separated; it goes through `ASTRID_SMTP`."
+    )
+    smtp: SecretStr | None = Field(
+        default=None,
+        description="Mail server: `smtp://user:password@host:587` (STARTTLS where it offers that), or `smtps://…`.",
+    )
+    dagster_url: str = Field(
+        default="",
+        description="Address of the Dagster page for the API, where it is not on this machine's `ASTRID_DAGSTER_PORT`.",
+    )
     host: str = Field(default="127.0.0.1", description="Address that the pages listen on.")
     dagster_port: int = Field(default=3000, ge=1, le=65535, description="Port of the Dagster page.")
     mlflow_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow page.")
@@ -161,6 +182,12 @@ class Settings(BaseSettings):
         if value and not value.startswith(("http://", "https://", "postgresql")):
             raise ValueError("an MLflow server has an address that begins with http:// or https://")
         return value
+
+    @property
+    def dagster_page(self) -> str:
+        """Address of the Dagster page, without a slash at its end."""
+        address = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return self.dagster_url.rstrip("/") or f"http://{address}:{self.dagster_port}"
 
     @property
     def mlflow_server(self) -> str | None:

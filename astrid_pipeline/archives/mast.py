@@ -5,6 +5,7 @@ Opened by texts like ``mast:HST?filter=F160W&product=FLT`` (see `mast_query.Mast
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 
 from astrid_pipeline.archives import footprint
 from astrid_pipeline.archives.base import ExposureRecord, Field, copy_checked, night_of, safe_name
+from astrid_pipeline.archives.cloud import CloudCopy
 from astrid_pipeline.archives.download import DiskCache, download, side_by_side
 from astrid_pipeline.archives.header_cache import cache_folder
 from astrid_pipeline.archives.mast_listing import KeptListing, State, mjd_now, usable_products, version_of
@@ -78,6 +80,7 @@ class MastArchive:
             cache_bytes = int(get_settings().archive_cache_gb * 1e9)
         self.cache = DiskCache(folder / "files", cache_bytes)
         self.client = MastClient(self.query.server, self.token, self.patience)
+        self.cloud = CloudCopy(self.client, self.patience) if self.query.cloud else None
         self._failed: dict[str, AstridError] = {}
 
     def fields(self) -> list[Field]:
@@ -233,6 +236,9 @@ class MastArchive:
 
     def prefetch(self, records: Sequence[ExposureRecord]) -> None:
         """Bring the records' files into the cache, a few at a time; what fails is told by `fetch`."""
+        if self.cloud is not None and records:
+            with contextlib.suppress(ServiceError):  # told for each file as it is fetched
+                self.cloud.find([record.url for record in records])
         waiting = {record.url: partial(self._cached, record) for record in records}
         for url, result in side_by_side(waiting).items():
             if isinstance(result, AstridError):
@@ -243,11 +249,15 @@ class MastArchive:
         if (there := self.cache.get(record.url, version)) is not None:
             return there
         target = self.cache.path(record.url, version)
+        size = record.size if record.size > 0 else None
+        if self.cloud is not None and self.cloud.fetch(record.url, target, size) is not None:
+            self.cache.trim([target])
+            return target
         address = f"{self.query.server}/api/v0.1/Download/file?uri={quote(record.url, safe=':/')}"
         download(
             address,
             target,
-            size=record.size if record.size > 0 else None,
+            size=size,
             session=self.client.session,
             patience=self.patience,
             what=Path(record.url).name,

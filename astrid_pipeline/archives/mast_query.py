@@ -55,6 +55,8 @@ class MastQuery:
         ``science`` or ``calibration``.
     public_only:
         Leave out what needs a token even where there is one.
+    cloud:
+        Take public files from their copy in the cloud, where there is one (see `archives.cloud`).
     server:
         Address of the service.
     """
@@ -67,6 +69,7 @@ class MastQuery:
     product_type: str = "image"
     intent: str = "science"
     public_only: bool = False
+    cloud: bool = False
     server: str = SERVER
 
     @classmethod
@@ -85,7 +88,7 @@ class MastQuery:
                 "no collection is named", where=f"mast:{text}", remedy="write it as mast:HST or mast:HST,JWST"
             )
         given = {key: values[-1] for key, values in parse_qs(options, keep_blank_values=True).items()}
-        known = {"filter", "instrument", "calib", "product", "type", "intent", "rights", "server"}
+        known = {"filter", "instrument", "calib", "product", "type", "intent", "rights", "cloud", "server"}
         if unknown := set(given) - known:
             raise ConfigError(
                 f"unknown option {', '.join(sorted(unknown))}",
@@ -103,6 +106,8 @@ class MastQuery:
             )
         if given.get("rights", "any") not in ("any", "public"):
             raise ConfigError(f"rights={given['rights']}", where=f"mast:{text}", remedy="use any or public")
+        if given.get("cloud", "no") not in ("yes", "no"):
+            raise ConfigError(f"cloud={given['cloud']}", where=f"mast:{text}", remedy="use yes or no")
         if "server" in given and not re.match(r"https?://", given["server"]):
             raise ConfigError(
                 f"{given['server']!r} is no address", where=f"mast:{text}", remedy="begin it with https://"
@@ -116,6 +121,7 @@ class MastQuery:
             product_type=given.get("type", "image"),
             intent=given.get("intent", "science"),
             public_only=given.get("rights") == "public",
+            cloud=given.get("cloud") == "yes",
             server=given.get("server", SERVER).rstrip("/"),
         )
 
@@ -206,6 +212,10 @@ class MastClient:
     def session(self) -> requests.Session:
         """The session that astroquery uses, with the token and with time-outs."""
         return self._observations()._session
+
+    def astroquery(self) -> Any:
+        """Return astroquery's own client, pointed at the server."""
+        return self._observations()
 
     def _observations(self) -> Any:
         """Return astroquery's client, pointed at the server; astroquery takes a second to import."""

@@ -25,6 +25,7 @@ from astrid_pipeline.archives.web import Patience
 from astrid_pipeline.errors import ConfigError, NoReferenceError
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import Mask
+from astrid_pipeline.settings import get_settings
 
 #: Share of the grid that a cut-out must cover: below it most differences would end at its edge. As for coadds.
 MIN_COVERAGE = 0.85
@@ -123,10 +124,28 @@ class SurveyChoice:
 
 @cache
 def surveys() -> Mapping[str, Mapping[str, Any]]:
-    """Return the surveys of `reference_surveys.yaml`."""
-    loaded: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
-        (Path(__file__).parent / "reference_surveys.yaml").read_text(encoding="utf-8")
-    )
+    """Return the surveys of `reference_surveys.yaml`, with what the file that ASTRID_SURVEYS names says otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If that file cannot be used.
+    """
+    own = Path(__file__).parent / "reference_surveys.yaml"
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(own.read_text(encoding="utf-8"))
+    if extra := get_settings().surveys:
+        try:
+            more = yaml.safe_load(Path(extra).read_text(encoding="utf-8"))
+            for name, entries in more.items():
+                loaded[name] = {**loaded.get(name, {}), **entries}
+                if missing := {"title", "kind", "server", "bands"} - set(loaded[name]):
+                    raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"not a file of surveys: {error}",
+                where="ASTRID_SURVEYS",
+                remedy="write it as archives/reference_surveys.yaml is written",
+            ) from error
     return loaded
 
 

@@ -8,6 +8,7 @@ from astrid_pipeline.assets.differences import candidates, difference_images
 from astrid_pipeline.assets.health import data_health, survey_summary
 from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
 from astrid_pipeline.assets.observations import master_calibrations, observations
+from astrid_pipeline.assets.reference_dataset import reference_dataset
 from astrid_pipeline.assets.references import reference_images
 from astrid_pipeline.assets.review import gold_standard, light_curves, stamps
 from astrid_pipeline.assets.samples import injected_night, training_dataset
@@ -19,6 +20,7 @@ ALL = (
     master_calibrations,
     calibrated_frames,
     reference_images,
+    reference_dataset,
     difference_images,
     candidates,
     detections,

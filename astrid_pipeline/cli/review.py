@@ -101,3 +101,57 @@ def export(
 
     count = exports.write(open_catalogue(), path, what, reporter=reporter)
     out.print(f"{count} rows in {path}", soft_wrap=True)
+
+
+@app.command("hold")
+def hold(why: Annotated[str, typer.Option("--why", help="Told to everybody.")] = "") -> None:
+    """Hold the loop: no detector is trained or promoted from labels until `astrid review release`.
+
+    Examples:
+
+    - `astrid review hold --why "new camera since Monday"`
+    """
+    from astrid_pipeline.catalog import loop
+    from astrid_pipeline.resources.catalogue import open_catalogue
+
+    catalog = open_catalogue()
+    loop.hold(catalog, user_name(), why)
+    out.print(str(loop.held(catalog)), soft_wrap=True)
+
+
+@app.command("release")
+def release() -> None:
+    """Let the loop go on."""
+    from astrid_pipeline.catalog import loop
+    from astrid_pipeline.resources.catalogue import open_catalogue
+
+    loop.release(open_catalogue(), user_name())
+    out.print("the loop goes on")
+
+
+@app.command("loop")
+def turns() -> None:
+    """Tell what people's labels have taught: the turns of the loop, each with what came of it and why."""
+    from astrid_pipeline.catalog import loop
+    from astrid_pipeline.resources.catalogue import open_catalogue
+    from astrid_pipeline.settings import get_settings
+
+    catalog = open_catalogue()
+    found = loop.turns(catalog)
+    held = loop.held(catalog)
+    count = loop.labels_since(catalog, found[0]["started_at"] if found else None)
+    least = get_settings().learn_after
+    out.print(f"{count} new labels{f' of {least}' if least else ''}{f'; {held}' if held else ''}", soft_wrap=True)
+    for turn in found:
+        when = turn["started_at"].strftime("%Y-%m-%d %H:%M")
+        out.print(f"{when}  {turn['dataset'] or '–'}  {turn['status']}: {turn['reason'] or ''}", soft_wrap=True)
+
+
+def user_name() -> str:
+    """Return who types, for the audit trail."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "local"

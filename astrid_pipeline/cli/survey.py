@@ -152,7 +152,8 @@ def backfill(
     """Make all nights of a field in a range, side by side; what is made already is left as it is.
 
     Nights without exposures cost nothing; a night that fails is named, the others are made. Stopped or killed in
-    between, it goes on where it was when it is called again.
+    between, it goes on where it was when it is called again. Earlier nights that the reference is made of are calibrated
+    too, whatever the range.
 
     Examples:
 
@@ -172,8 +173,10 @@ def backfill(
     from astrid_pipeline.driver.display import Display
 
     with Display(err) as display:
-        results = driver.backfill(field, first, last, workers, display.done)
-    runs.conclude(results, f"Nothing to do: every night of {field}{_span(first, last)} is made.")
+        results = driver.backfill(
+            field, first, last, workers, display.done, begin=display.begin, say=display.say
+        )
+    runs.conclude(results, f"Nothing to do for {field}{_span(first, last)}.")
 
 
 def status() -> None:

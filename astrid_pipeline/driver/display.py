@@ -14,6 +14,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 from astrid_pipeline.driver.runner import RunResult
@@ -42,6 +43,8 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("frames"),
             TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: Any = None
@@ -59,6 +62,10 @@ class Display:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(f"to be {kinds}", total=sum(max(s.exposures, 1) for s in steps))
+
+    def say(self, sentence: str) -> None:
+        """Say something about the whole."""
+        self.console.print(escape(sentence), soft_wrap=True)
 
     def done(self, result: RunResult) -> None:
         """Say what became of a run."""

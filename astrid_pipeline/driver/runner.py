@@ -5,11 +5,13 @@ A worker is a process of its own, so that two nights use two cores and a crash c
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,6 +20,11 @@ from typing import Any
 
 from astrid_pipeline.errors import AstridError
 from astrid_pipeline.night.plan import Step
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks of a worker whether the process that started it still lives.
+PARENT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,15 @@ class RunResult:
     peak_megabytes: float = 0.0
 
 
-def execute(step: Step, run_config: dict[str, Any] | None = None) -> RunResult:
-    """Run one step in this process, recorded in the Dagster instance of this home."""
+def execute(
+    step: Step, run_config: dict[str, Any] | None = None, tags: Mapping[str, str] | None = None
+) -> RunResult:
+    """Run one step in this process, recorded in the Dagster instance of this home; `tags` are added to the run's."""
     import dagster as dg
 
     from astrid_pipeline.definitions import defs
     from astrid_pipeline.services.dagster_home import dagster_instance
+    from astrid_pipeline.services.dead_runs import PROCESS_TAG, this_process
 
     started = time.perf_counter()
     field, _, night = step.partition.rpartition("|")
@@ -49,7 +59,12 @@ def execute(step: Step, run_config: dict[str, Any] | None = None) -> RunResult:
             run_id=run_id,
             partition_key=step.partition or None,
             run_config=config,
-            tags={"astrid/field": field or step.partition or "-", "astrid/night": night or "-"},
+            tags={
+                "astrid/field": field or step.partition or "-",
+                "astrid/night": night or "-",
+                PROCESS_TAG: this_process(),
+                **(tags or {}),
+            },
             raise_on_error=False,
         )
         failures = [
@@ -103,13 +118,35 @@ def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     # Ctrl-C reaches the whole terminal group: the parent ends the workers, in order. What it sends them stops the
     # run as Ctrl-C would, so that Dagster notes it as stopped and not as going on for ever.
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="parent").start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the one that started it is gone: killed outright, it could not end its workers.
+
+    What the worker was at is made again by the next backfill; the store holds nothing that is half.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
+def note_dead_runs() -> None:
+    """Note in Dagster the runs of this machine whose process is gone."""
+    from astrid_pipeline.services.dagster_home import dagster_instance
+    from astrid_pipeline.services.dead_runs import end_dead_runs
+
+    with dagster_instance() as instance:
+        for run in end_dead_runs(instance):
+            partition = run.tags.get("dagster/partition", "").replace("|", " ")
+            log.warning("%s of %s had died: it is made again if it is still wanted", run.job_name, partition)
 
 
 class Runner:
@@ -119,25 +156,34 @@ class Runner:
     ----------
     workers:
         How many at once.
+    tags:
+        Added to each run's tags.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, tags: Mapping[str, str] | None = None) -> None:
         # Each worker computes on one core; more threads than cores only get in each other's way.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // workers)))
         self._workers = workers
+        self._tags = dict(tags or {})
+        # What a killed backfill has left would hold the slots that this one's steps wait for.
+        note_dead_runs()
         self._pool = self._fresh_pool()
 
     def _fresh_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(os.getpid(),),
         )
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        # Ctrl-C, or Dagster's interruption of a run: no mistake of the code's, and nobody waits for the rest.
+        if kind is not None and not issubclass(kind, Exception):
             for worker in multiprocessing.active_children():
                 worker.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -159,7 +205,10 @@ class Runner:
         while waiting or running:
             while waiting and len(running) < self._workers:
                 step = waiting.pop(0)
-                running[self._pool.submit(execute, step, run_config)] = (step, time.perf_counter())
+                running[self._pool.submit(execute, step, run_config, self._tags)] = (
+                    step,
+                    time.perf_counter(),
+                )
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step, started = running.pop(future)
@@ -179,4 +228,5 @@ class Runner:
             if any(r.error and "worker process died" in r.error for r in results[-len(finished) :]):
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = self._fresh_pool()
+                note_dead_runs()
         return results

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from astrid_pipeline.archives.base import Archive, Field, open_archive
 from astrid_pipeline.driver.runner import Runner, RunResult
 from astrid_pipeline.errors import MissingProductError
-from astrid_pipeline.night.plan import Listing, Step, known_exposures, ready_steps
+from astrid_pipeline.night.plan import Listing, Step, founding_nights, known_exposures, ready_steps
 from astrid_pipeline.resources.catalogue import open_catalogue
 from astrid_pipeline.resources.products import Products
 from astrid_pipeline.resources.store import open_store
@@ -130,17 +130,15 @@ def run(field: str, night: str, workers: int | None = None, report: Report = ign
     MissingProductError
         If the archive has nothing of that night.
     """
-    survey = Survey([open_catalogue().field(field)])
+    survey = Survey([open_catalogue().field(field)], night, night)
     (listing,) = survey.listings
     if night not in listing.nights:
+        last = list(Listing.of(survey.archives[listing.field.archive], listing.field).nights)[-5:]
         raise MissingProductError(
             f"the archive has no exposure of {field} in the night {night}",
             where=listing.field.archive,
-            remedy=f"its last nights are {', '.join(list(listing.nights)[-5:]) or 'none at all'}",
+            remedy=f"its last nights are {', '.join(last) or 'none at all'}",
         )
-    if listing.field.reference == "auto":
-        # Later nights cannot be part of what judges this one.
-        listing.nights = {n: records for n, records in listing.nights.items() if n <= night}
     with Runner(workers or get_settings().workers) as runner:
         return survey.walk(runner, report)
 
@@ -151,8 +149,67 @@ def backfill(
     end: str | None = None,
     workers: int | None = None,
     report: Report = ignore,
+    *,
+    begin: Callable[[list[Step]], Any] = ignore,
+    say: Callable[[str], Any] = ignore,
+    tags: Mapping[str, str] | None = None,
 ) -> list[RunResult]:
-    """Make all nights of a field within the dates; what is made already is left as it is."""
+    """Make all nights of a field within the dates; what is made already is left as it is.
+
+    Parameters
+    ----------
+    report, begin:
+        Called as each run ends, and with the runs that are about to start.
+    say:
+        Called with sentences about the whole: what is to be done, and what is left undone.
+    tags:
+        Added to each run's tags.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such field.
+    """
     survey = Survey([open_catalogue().field(field)], start, end)
-    with Runner(workers or get_settings().workers) as runner:
-        return survey.walk(runner, report)
+    (listing,) = survey.listings
+    say(_plan_in_words(listing, survey.products))
+    with Runner(workers or get_settings().workers, tags) as runner:
+        results = survey.walk(runner, report, begin)
+    if left := _left_in_words(listing, survey.products, results):
+        say(left)
+    return results
+
+
+def _plan_in_words(listing: Listing, products: Products) -> str:
+    asked = [night for night in listing.nights if night not in listing.for_reference]
+    if not asked:
+        return f"{listing.field.name}: the archive has no exposure in these nights"
+    made = set(products.nights("night_summary", listing.field.name))
+    words = [f"{listing.field.name}: {_nights(asked)} with exposures, {len(made & set(asked))} made before"]
+    if others := sorted(
+        listing.for_reference - set(products.nights("calibrated_frames", listing.field.name))
+    ):
+        words.append(
+            f"{_nights(others)} besides, calibrated for the reference ({', '.join(others[:3])}"
+            + (", …)" if len(others) > 3 else ")")
+        )
+    return "; ".join(words)
+
+
+def _left_in_words(listing: Listing, products: Products, results: Sequence[RunResult]) -> str:
+    """Return which nights were not judged and why, or ""."""
+    name = listing.field.name
+    failed = {result.step.partition for result in results if result.error}
+    made = set(products.nights("night_summary", name))
+    asked = [n for n in listing.nights if n not in listing.for_reference and n not in made]
+    left = [night for night in asked if f"{name}|{night}" not in failed]
+    if not left:
+        return ""
+    text = f"{name}: {_nights(left)} without a reference that holds for them ({left[0]} to {left[-1]})"
+    if set(left) & founding_nights(listing):
+        text += ": the reference is made of the first of them"
+    return text + "; to judge them too, name a survey or good exposures in the field's reference policy"
+
+
+def _nights(nights: Sequence[str]) -> str:
+    return f"{len(nights)} night" + ("" if len(nights) == 1 else "s")

@@ -18,6 +18,7 @@ from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.calibration import Calibrator, logit
 from astrid_pipeline.learning.classical import Classical
+from astrid_pipeline.learning.correction import Correction
 from astrid_pipeline.learning.ensemble import Ensemble
 from astrid_pipeline.learning.network import prepare_for_inference
 from astrid_pipeline.learning.real_bogus import RealBogus
@@ -41,6 +42,8 @@ class Detector:
         From the logit of a peak's combined heat to a probability.
     real_bogus, classical, ensemble:
         The second stage; without an ensemble the calibrated network alone makes the score.
+    correction:
+        What a survey's own labels have taught since; it has the last word.
     peak_threshold:
         Least combined heat of a peak.
     threshold:
@@ -60,6 +63,7 @@ class Detector:
     real_bogus: RealBogus | None = None
     classical: Classical | None = None
     ensemble: Ensemble | None = None
+    correction: Correction | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
 
@@ -91,9 +95,10 @@ class Detector:
         """
         inputs = self.stage_inputs(table)
         unet = self.calibrator(inputs[:, 0]) if len(table) else np.zeros(0)
+        score = unet if self.ensemble is None else self.ensemble.probability(inputs)
         out = pd.DataFrame(
             {
-                "score": unet if self.ensemble is None else self.ensemble.probability(inputs),
+                "score": score if self.correction is None else self.correction(table, score),
                 "unet_score": unet,
                 "real_bogus": 1 / (1 + np.exp(-np.clip(inputs[:, 1], -50, 50))),
                 "isolation": inputs[:, 2],
@@ -116,7 +121,7 @@ class Detector:
             "about": dict(self.facts),
             "parts": {},
         }
-        for part in ("real_bogus", "classical", "ensemble"):
+        for part in ("real_bogus", "classical", "ensemble", "correction"):
             model = getattr(self, part)
             if model is not None:
                 more, about = model.parts()
@@ -153,7 +158,12 @@ def load_model(path: Path | str | None = None) -> Detector:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"the model's header lacks {error}", where=path, remedy="train it again") from error
-    kinds: dict[str, Any] = {"real_bogus": RealBogus, "classical": Classical, "ensemble": Ensemble}
+    kinds: dict[str, Any] = {
+        "real_bogus": RealBogus,
+        "classical": Classical,
+        "ensemble": Ensemble,
+        "correction": Correction,
+    }
     for name, about in parts.items():
         if name not in kinds:
             raise ModelError(f"the model has an unknown part {name!r}", where=path, remedy="update AstrID")

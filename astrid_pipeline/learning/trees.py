@@ -135,6 +135,28 @@ def from_boosting(model: Any) -> tuple[Forest, float]:
     return _join(parts), float(np.ravel(model._baseline_prediction)[0])
 
 
+def from_gradient_boosting(model: Any) -> Forest:
+    """Return the trees of a fitted binary `GradientBoostingClassifier`, shrunk by its rate; its first term is left out.
+
+    Rows may have no missing values: whoever applies the trees gives them the number that stood for one in the fit.
+    """
+    parts = []
+    for (one,) in model.estimators_:
+        tree = one.tree_
+        leaf = tree.children_left < 0
+        parts.append(
+            {
+                "feature": np.where(leaf, -1, tree.feature),
+                "threshold": np.where(leaf, 0.0, tree.threshold),
+                "left": tree.children_left.astype(np.int64),
+                "right": tree.children_right.astype(np.int64),
+                "missing_left": np.ones(tree.node_count, bool),
+                "value": np.where(leaf, model.learning_rate * tree.value[:, 0, 0], 0.0),
+            }
+        )
+    return _join(parts)
+
+
 def average_path(n: npt.ArrayLike) -> Floats:
     """Return c(n), the mean depth of an unsuccessful search in a tree of n (Liu, Ting & Zhou 2008, eq. 1)."""
     n = np.asarray(n, dtype=np.float64)

@@ -67,22 +67,35 @@ class Step:
 
 @dataclass
 class Listing:
-    """What an archive lists of a field, by night; `calibrated` says that frames come without masters."""
+    """What an archive lists of a field, by night.
+
+    `for_reference` are nights besides those that were asked for: they are calibrated, for references are made of them,
+    and not judged.
+    """
 
     field: Field
     nights: dict[str, list[ExposureRecord]]
+    for_reference: frozenset[str] = frozenset()
 
     @classmethod
     def of(
         cls, archive: Archive, sky_field: Field, start: str | None = None, end: str | None = None
     ) -> Listing:
-        """Ask the archive for the field's light frames, with `start` and `end` only of those nights."""
+        """Ask the archive for the field's light frames, with `start` and `end` of those nights.
+
+        The earlier nights that the first references are made of, or those that the field's policy names, come too:
+        without them the first nights asked for would have to be the reference, and remain unjudged.
+        """
+        named = exposures_named(sky_field.reference, sky_field.name)
         nights: dict[str, list[ExposureRecord]] = {}
         for record in archive.exposures(sky_field):
-            wanted = not sky_field.filters or record.filter in sky_field.filters
-            if wanted and (start is None or record.night >= start) and (end is None or record.night <= end):
+            if not sky_field.filters or record.filter in sky_field.filters:
                 nights.setdefault(record.night, []).append(record)
-        return cls(sky_field, dict(sorted(nights.items())))
+        # What a policy names may be later than what it judges; all else is earlier.
+        listed = {n: nights[n] for n in sorted(nights) if named or end is None or n <= end}
+        asked = {n for n in listed if (start is None or n >= start) and (end is None or n <= end)}
+        others = frozenset(founding_nights(cls(sky_field, listed)) - asked) if asked else frozenset()
+        return cls(sky_field, {n: listed[n] for n in listed if n in asked or n in others}, others)
 
     @property
     def instruments(self) -> set[str]:
@@ -120,7 +133,7 @@ def ready_steps(
         ids = {record.exposure_id for record in records}
         fresh = night in calibrated and known_exposures(products, name, night) == ids
         partition = f"{name}|{night}"
-        if _judged(references, records, night):
+        if night not in listing.for_reference and _judged(references, records, night):
             if not fresh or night not in processed:
                 judged.append(Step.on("process_night", partition, ids))
         elif not fresh:

@@ -270,6 +270,15 @@ class S3Store:
                 ]
         return sorted(found, key=lambda entry: entry.key)
 
+    def signed_url(self, key: str, seconds: int) -> str:
+        """Return an address at which anybody may fetch the object for so many seconds (a week at most)."""
+        with self._failing("sign an address", key):
+            return str(
+                self.client.generate_presigned_url(
+                    "get_object", Params={"Bucket": self.bucket, "Key": self._key(key)}, ExpiresIn=seconds
+                )
+            )
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are passed over."""
         for key in keys:

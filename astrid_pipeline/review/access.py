@@ -76,7 +76,7 @@ class Gate:
 
     def __init__(self, catalog: Catalog, home: Path) -> None:
         self._catalog = catalog
-        self._signer = URLSafeTimedSerializer(_secret(home), salt="astrid-session")
+        self._signer = URLSafeTimedSerializer(secret(home), salt="astrid-session")
         self._requests = Buckets(RATE, BURST)
         self._sign_ins = Buckets(SIGN_IN_RATE, SIGN_IN_BURST)
         self._open: tuple[float, bool] = (-1e9, False)
@@ -177,8 +177,8 @@ def _user() -> str:
         return "local"
 
 
-def _secret(home: Path) -> str:
-    """Return the secret that sessions are signed with; made once, readable by its owner only."""
+def secret(home: Path) -> str:
+    """Return the secret that sessions and addresses are signed with; made once, readable by its owner only."""
     path = home / "review-secret"
     home.mkdir(parents=True, exist_ok=True)
     try:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -15,12 +15,16 @@ from fastapi.staticfiles import StaticFiles
 
 from astrid_pipeline import __version__
 from astrid_pipeline.catalog import Catalog
-from astrid_pipeline.review import api, health, page, problems, stream, training
+from astrid_pipeline.review import api, health, ingest, page, problems, stream, training
 from astrid_pipeline.review.access import Gate
 from astrid_pipeline.review.context import Context, Here
+from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.schemas import Health
 from astrid_pipeline.review.stamps import StampStore
 from astrid_pipeline.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 Next = Callable[[Request], Awaitable[Response]]
 #: Bodies of requests are small: the largest is a note of 4000 characters.
@@ -33,9 +37,12 @@ _HEADERS = {
 
 
 def create_app(
-    settings: Settings | None = None, catalog: Catalog | None = None, store: Any = None
+    settings: Settings | None = None,
+    catalog: Catalog | None = None,
+    store: Any = None,
+    instance: DagsterInstance | None = None,
 ) -> FastAPI:
-    """Return the application over a catalogue and a store (by default those of the settings)."""
+    """Return the application over a catalogue, a store and a Dagster instance (by default those of the settings)."""
     from astrid_pipeline.resources.store import open_store
     from astrid_pipeline.services import postgres
 
@@ -43,7 +50,8 @@ def create_app(
     own = catalog is None
     catalog = catalog or Catalog(postgres.database_url("astrid", settings))
     store = store or open_store(settings)
-    context = Context(settings, catalog, StampStore(store), Gate(catalog, settings.home), store)
+    gate, runs = Gate(catalog, settings.home), Runs(settings, instance)
+    context = Context(settings, catalog, StampStore(store), gate, store, runs)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,8 +70,10 @@ def create_app(
     )
     app.state.context = context
     app.state.ending = False
+    app.state.follower = stream.Follower(context)
     problems.install(app)
     app.include_router(api.router)
+    app.include_router(ingest.router)
     app.include_router(stream.router)
     for prefix in ("/api/v1", ""):
         app.include_router(training.router, prefix=prefix)

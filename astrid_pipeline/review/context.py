@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from astrid_pipeline.catalog import Catalog
 from astrid_pipeline.review.access import Gate, Identity
+from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.stamps import StampStore
 from astrid_pipeline.settings import Settings
 
@@ -24,6 +25,7 @@ class Context:
     stamps: StampStore
     gate: Gate
     store: Any
+    runs: Runs
 
 
 def context_of(request: Request) -> Context:

@@ -25,7 +25,7 @@ def health(here: Context) -> Health:
     parts = {
         "catalogue": _asked(lambda: _catalogue(here)),
         "store": _asked(lambda: _store(here)),
-        "dagster": _asked(lambda: _page(f"http://{address}:{settings.dagster_port}/server_info")),
+        "dagster": _asked(lambda: _page(f"{settings.dagster_page}/server_info")),
         "mlflow": _asked(lambda: _page(f"{mlflow.rstrip('/')}/health")),
         "disk": _asked(lambda: _disk(here)),
     }

@@ -7,6 +7,7 @@ serves `dagster dev` with nothing set up, the launcher, and production.
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,12 @@ from dagster_postgres import DagsterPostgresStorage
 
 from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
+from astrid_pipeline.services.dead_runs import HOST_TAG
 from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
+    from dagster import DagsterInstance, DagsterRun
+    from dagster._core.run_coordinator.base import SubmitRunContext
 
 #: Slots of the pools when nobody has set them: one model on the GPU at a time, two downloads from an archive (what
 #: public archives ask of one client). A person's choice on the Dagster page stays.
@@ -116,6 +119,11 @@ class AstridRunCoordinator(QueuedRunCoordinator):
         """Return the coordinator."""
         limit = {"max_concurrent_runs": get_settings().workers}
         return super().from_config_value(inst_data, {**limit, **config_value})
+
+    def submit_run(self, context: SubmitRunContext) -> DagsterRun:
+        """Queue a run, and note on which machine it will be launched: there it can be told whether it still lives."""
+        self._instance.add_run_tags(context.dagster_run.run_id, {HOST_TAG: socket.gethostname()})
+        return super().submit_run(context)
 
 
 def prepare_dagster_home(settings: Settings | None = None) -> Path:

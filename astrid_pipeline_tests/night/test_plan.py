@@ -159,8 +159,35 @@ def test_too_few_frames_for_a_reference_are_only_calibrated():
 def test_dates_and_filters_narrow_the_listing():
     archive = Archive({"2026-01-01": 1, "2026-01-02": 2, "2026-01-03": 1})
     listing = Listing.of(archive, replace(FIELD, filters=("g",)), "2026-01-02", "2026-01-02")
-    assert list(listing.nights) == ["2026-01-02"]
+    assert "2026-01-03" not in listing.nights
     assert {r.filter for r in listing.nights["2026-01-02"]} == {"g"}
+    assert Listing.of(archive, FIELD, "2026-02-01").nights == {}
+
+
+def test_a_range_brings_the_earlier_nights_that_its_reference_is_made_of_and_does_not_judge_them():
+    nights = {f"2026-01-{day:02d}": 2 for day in range(1, 20)}
+    archive = Archive(nights)
+    listing = Listing.of(archive, FIELD, "2026-01-10", "2026-01-12")
+    assert listing.for_reference == {"2026-01-01", "2026-01-02"}
+    made = Made(archive)
+    done = []
+    while steps := ready_steps(archive, listing, made):
+        for step in steps:
+            made.do(step)
+            done.append((step.job, step.partition.rpartition("|")[2]))
+    assert made.nights("night_summary", FIELD.name) == ["2026-01-10", "2026-01-11", "2026-01-12"]
+    assert made.nights("calibrated_frames", FIELD.name) == [
+        "2026-01-01", "2026-01-02", "2026-01-10", "2026-01-11", "2026-01-12",
+    ]  # fmt: skip
+    assert len(done) == len(set(done))
+
+
+def test_exposures_named_by_a_policy_come_along_though_they_are_later_than_the_range():
+    archive = Archive({"2026-01-01": 1, "2026-01-02": 1, "2026-01-09": 1})
+    field = replace(FIELD, reference="exposures:2026-01-09-g0,2026-01-09-r0")
+    listing = Listing.of(archive, field, "2026-01-01", "2026-01-01")
+    assert list(listing.nights) == ["2026-01-01", "2026-01-09"]
+    assert listing.for_reference == {"2026-01-09"}
 
 
 def test_a_year_of_nights_ends_with_every_judgeable_night_judged():

@@ -36,7 +36,7 @@ SHIFT_DEGREE = 9
 #: Degree up to which the flux ratio may vary: flat-field and extinction gradients are smoother than that.
 RATIO_DEGREE = 3
 #: Fewer sources than this give flux ratio and shift only.
-MIN_FOR_SHAPE = 6
+MIN_FOR_SHAPE = 3
 #: Fewer sources than this cannot be told from a variable.
 MIN_SOURCES = 3
 
@@ -60,6 +60,8 @@ class Match:
     dx_rms, dy_rms:
         Registration left after the shift's removal: scatter of the sources beyond their errors, and the surface's
         own error.
+    changed:
+        (k, 2) x, y of the sources that none of the surfaces describes: movers, variables, hosts of transients.
     ratio_error, ratio_scatter:
         Standard error of the flux ratio, and the scatter of the sources about it beyond their errors (relative).
     """
@@ -74,6 +76,7 @@ class Match:
     dy_rms: float = 0.0
     ratio_error: float = 0.0
     ratio_scatter: float = 0.0
+    changed: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     notes: list[str] = field(default_factory=list)
 
 
@@ -149,6 +152,7 @@ def solve_match(pair: Pair, device: torch.device) -> Match:
         fits[1].left,
         fit_a.error / scale,
         fit_a.scatter / scale,
+        np.column_stack([stamps.x, stamps.y])[good & ~chosen],
     )
 
 

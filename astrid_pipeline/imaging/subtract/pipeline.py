@@ -53,7 +53,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     raw = score_width(flux, variance, empty)
     scale = raw if abs(raw - 1) > TOLERANCE else 1.0
     variance *= np.float32(scale**2)
-    extra, left = variance_left(flux, variance, static, bad)
+    extra, left = variance_left(flux, variance, static, bad, match.changed)
     variance += extra
     halos = raise_variance(flux, variance, static, bad, filtered.psf.fwhm() * math.sqrt(2))
     score = np.asarray(flux / np.sqrt(variance), np.float32)

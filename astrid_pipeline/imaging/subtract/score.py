@@ -52,7 +52,9 @@ class Left:
     shape: float
 
 
-def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tuple[Image, Left]:
+def variance_left(
+    flux: Image, variance: Image, static: Image, bad: _Bool, changed: npt.NDArray[np.int64] | None = None
+) -> tuple[Image, Left]:
     """Return the variance that imperfect matching adds, and what it is made of.
 
     V_ast = σ_x² (∂S/∂x)² + σ_y² (∂S/∂y)² (eqs 30-33), and ε² S² for PSF ratios that are off by ε. S is the reference's
@@ -60,18 +62,27 @@ def variance_left(flux: Image, variance: Image, static: Image, bad: _Bool) -> tu
     between the two frames leaves anything. The three numbers are those that make the squared residuals of bright
     sources equal to their variance. Each source has one voice, and those that stand out from all others have none: a
     star that vanished, or the one galaxy with a supernova, must not hide itself behind an error made of its own change.
+    Neither have those at `changed` (k, 2), x and y, which the match itself found to have moved or varied.
     """
     gx, gy = (np.gradient(static, axis=axis) ** 2 for axis in (1, 0))
     # Around masks (saturated cores, bleeding) other things are left than shifts; `halos` measures those.
     chosen = (static**2 > BRIGHT**2 * variance) & ~near_bad(bad)
     labels, n = ndimage.label(chosen)
+    heard = np.ones(n, bool)
+    if changed is not None and len(changed):
+        silent = labels[changed[:, 1], changed[:, 0]]
+        heard[silent[silent > 0] - 1] = False
+        if heard.sum() < FEWEST:
+            heard[:] = True
     if n < FEWEST:
         return np.zeros_like(flux), Left(0.0, 0.0, 0.0)
     source, noise = labels[chosen] - 1, variance[chosen].astype(np.float64)
     columns = np.stack([gx[chosen], gy[chosen], static[chosen] ** 2]).astype(np.float64)
-    solution = _robust_shares(columns, flux[chosen].astype(np.float64) ** 2, noise, source)
+    squares = flux[chosen].astype(np.float64) ** 2
+    part, number = heard[source], np.cumsum(heard) - 1
+    solution = _robust_shares(columns[:, part], squares[part], noise[part], number[source[part]])
     extra = (solution[0] * gx + solution[1] * gy + solution[2] * static**2).astype(np.float32)
-    share = _share_of_giants(columns[2], flux[chosen].astype(np.float64) ** 2 - extra[chosen], noise, source)
+    share = _share_of_giants(columns[2], squares - extra[chosen], noise, source)
     if share is not None:
         giant, epsilon2 = share
         extra[chosen] += (epsilon2 * columns[2] * giant[source]).astype(np.float32)

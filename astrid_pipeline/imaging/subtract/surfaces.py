@@ -84,8 +84,8 @@ def fit_surface(
     top = 0
     while top < max_degree and n >= SOURCES_PER_TERM * len(Surface.terms(top + 1)):
         top += 1
-    inliers = np.ones(n, bool)
-    scatter = 0.0
+    # Too few to carry a slope are too few to outvote a star that moved by least squares: the median begins.
+    inliers, scatter = _about_median(values, errors) if top == 0 else (np.ones(n, bool), 0.0)
     for degree in (min(top, 2), top, top):
         design = full[:, : len(Surface.terms(degree))]
         for _ in range(4):
@@ -114,6 +114,25 @@ def fit_surface(
         scatter = _excess(good - design @ coefficients, errors[inliers], used)
     error = float(np.sqrt(np.median(((everywhere @ covariance) * everywhere).sum(1))))
     return Fit(Surface(shape, max_degree, coefficients), inliers, scatter, error)
+
+
+def _about_median(values: Array, errors: Array) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return which values agree with their median, and their scatter about it beyond their errors.
+
+    Of five sources two may have moved or varied: least squares would call the spread of all five their scatter.
+    """
+    away = np.abs(values - np.median(values))
+
+    def usual(scatter: float) -> float:
+        return float(np.median(away / np.sqrt(errors**2 + scatter**2))) - 0.6745  # of a Gaussian
+
+    low, high = 0.0, float(away.max()) + 1e-12
+    for _ in range(40 if usual(0.0) > 0 else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if usual(middle) > 0 else (low, middle)
+    scatter = high if usual(0.0) > 0 else 0.0
+    deviation = away / np.sqrt(errors**2 + scatter**2)
+    return deviation < max(OUTLIER, 1.5 * float(np.median(deviation))), scatter
 
 
 def _best_prior(design: Array, values: Array, weight: Array, smoothness: npt.NDArray[np.int64]) -> Array:

@@ -1,0 +1,93 @@
+"""Runs whose process is gone: ended on Dagster's books, so that they neither hold slots nor seem to go on for ever.
+
+Dagster's daemon cannot ask after a process that was killed together with what watched over it (a power cut, the
+machine's memory killer, `kill -9`). Each run of AstrID says which process of which machine works on it; on that machine
+it can be told whether the process still lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, DagsterRun
+
+#: Tag of a run that a worker of `astrid backfill` executes: `host:pid:start of the process`.
+PROCESS_TAG = "astrid/process"
+#: Tag of a run that was launched from the page or by a sensor: the machine on which its process will be.
+HOST_TAG = "astrid/host"
+
+_GRPC_TAG = ".dagster/grpc_info"
+#: Seconds by which the clock of a process' start and that of its first event may differ.
+_SLACK = 2.0
+
+
+def this_process() -> str:
+    """Return what names this process: a number alone would be given to another one day."""
+    import psutil
+
+    started = psutil.Process().create_time()
+    return f"{socket.gethostname()}:{os.getpid()}:{started:.2f}"
+
+
+def _lives(pid: int, before: float) -> bool:
+    """Tell whether a process of this number lives that was there `before` (seconds since 1970)."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return bool(process.create_time() <= before and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True  # there is one; of another user, it is not ours to judge
+
+
+def is_dead(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Tell whether a run goes on by the books while its process, on this machine, is gone.
+
+    Where that cannot be known (a run on another machine, in a container, not begun yet), it is not dead.
+    """
+    if tag := run.tags.get(PROCESS_TAG):
+        host, pid, started = tag.rsplit(":", 2)
+        return host == socket.gethostname() and not _lives(int(pid), float(started) + _SLACK)
+    if run.tags.get(HOST_TAG) != socket.gethostname() or not _by_socket(run.tags):
+        return False
+    from dagster import DagsterEventType
+
+    for record in instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT).records:
+        event = record.event_log_entry.dagster_event
+        data = None if event is None else event.engine_event_data
+        number = None if data is None else data.metadata.get("pid")
+        if number is not None and str(number.value).isdigit():
+            return not _lives(int(str(number.value)), record.event_log_entry.timestamp + _SLACK)
+    return False
+
+
+def _by_socket(tags: Mapping[str, str]) -> bool:
+    """Tell whether the run's code server is reached through a file, and so is on the machine that launched it."""
+    try:
+        return bool(json.loads(tags.get(_GRPC_TAG, "{}")).get("socket"))
+    except ValueError:
+        return False
+
+
+def end_dead_runs(instance: DagsterInstance) -> list[DagsterRun]:
+    """Note as failed the runs whose process is gone, free what they held, and return them."""
+    from dagster import DagsterRunStatus, RunsFilter
+
+    going = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    ended = []
+    for run in instance.get_runs(RunsFilter(statuses=going)):
+        if not is_dead(instance, run):
+            continue
+        instance.report_run_failed(
+            run, "the process that worked on this is gone (killed, out of memory, or the machine stopped)"
+        )
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended.append(run)
+    return ended
