@@ -18,7 +18,7 @@ import requests
 
 from astrid_pipeline.archives.download import download
 from astrid_pipeline.archives.mast_query import MastClient
-from astrid_pipeline.archives.web import BadAnswerError, Patience, open_session, persist
+from astrid_pipeline.archives.web import LATER, BadAnswerError, Patience, open_session, persist
 from astrid_pipeline.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class CloudCopy:
         # Not MAST's session: its token is nobody else's business.
         self._session: requests.Session | None = None
         self._s3: Any = None
+        self._silent = ""
 
     def find(self, uris: Sequence[str]) -> dict[str, str | None]:
         """Return each product's ``s3://bucket/key``, None where the cloud has no copy; each is asked for once.
@@ -55,14 +56,20 @@ class CloudCopy:
             If MAST or the bucket does not answer.
         """
         with self._lock:
+            if self._silent:
+                return {uri: self._known.get(uri) for uri in uris}
             missing = [uri for uri in dict.fromkeys(uris) if uri not in self._known]
             if missing:
-                self._known |= persist(
-                    lambda: self._ask(missing),
-                    f"find {len(missing)} products in the cloud",
-                    self.client.server,
-                    self.patience,
-                )
+                try:
+                    self._known |= persist(
+                        lambda: self._ask(missing),
+                        f"find {len(missing)} products in the cloud",
+                        self.client.server,
+                        self.patience,
+                    )
+                except ServiceError as error:
+                    self._silent = str(error)
+                    raise
             return {uri: self._known[uri] for uri in uris}
 
     def _ask(self, uris: list[str]) -> dict[str, str | None]:
@@ -81,12 +88,17 @@ class CloudCopy:
         pool = ThreadPoolExecutor(1, thread_name_prefix="cloud")
         try:
             found = pool.submit(ask).result(self.patience.connect + self.patience.read)
-        except (BotoCoreError, ClientError) as error:
-            raise BadAnswerError(f"the bucket says: {error}") from error
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in LATER:
+                raise BadAnswerError(f"the bucket says: {error}") from error
+            refused = ServiceError(f"the bucket refuses: {error}", where="stpubdata")
+            refused.permanent = True
+            raise refused from error
+        except BotoCoreError as error:
+            raise BadAnswerError(f"the bucket does not answer: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadAnswerError(
-                f"the answer has another form ({type(error).__name__}: {error})"
-            ) from error
+            raise BadAnswerError(f"the answer has another form ({type(error).__name__}: {error})") from error
         finally:
             pool.shutdown(wait=False)
         return {uri: found.get(uri) for uri in uris}
@@ -94,6 +106,10 @@ class CloudCopy:
     def fetch(self, uri: str, target: Path, size: int | None) -> Path | None:
         """Bring a product to `target`; None, with a line in the log, where it must come from the archive itself."""
         name = Path(uri).name
+        if self._silent:
+            # One file has waited for it; the others of this run need not.
+            log.warning("%s: %s; fetched from the archive itself", name, self._silent)
+            return None
         try:
             place = self.find([uri])[uri]
             if place is None:
@@ -108,6 +124,8 @@ class CloudCopy:
                 what=f"{name} from the cloud",
             )
         except ServiceError as error:
+            if not error.permanent:
+                self._silent = str(error)
             log.warning("%s: %s; fetched from the archive itself", name, error)
             return None
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -69,7 +70,8 @@ class MastQuery:
     product_type: str = "image"
     intent: str = "science"
     public_only: bool = False
-    cloud: bool = False
+    # Not in the text by which listings are kept: what is listed does not depend on it.
+    cloud: bool = dataclass_field(default=False, repr=False)
     server: str = SERVER
 
     @classmethod

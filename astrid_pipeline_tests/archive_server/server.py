@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,7 +22,8 @@ from astrid_pipeline_tests.archive_server.mast import Answer, Mast
 class ArchiveServer:
     """A server on a free port of this machine; use it with `with`.
 
-    Also a plain HTTP proxy (`HTTP_PROXY`), for addresses that clients have hard-wired.
+    Also a plain HTTP proxy (`HTTP_PROXY`), and with a certificate one for HTTPS (`HTTPS_PROXY`), for addresses that
+    clients have hard-wired.
 
     Parameters
     ----------
@@ -30,9 +33,19 @@ class ArchiveServer:
         0 for any free port.
     ranges:
         Whether parts of files can be asked for.
+    certificate:
+        File with a key and a certificate (see `certificates`), for hosts reached through the proxy.
     """
 
-    def __init__(self, holdings: Holdings | None = None, *, port: int = 0, ranges: bool = True) -> None:
+    def __init__(
+        self,
+        holdings: Holdings | None = None,
+        *,
+        port: int = 0,
+        ranges: bool = True,
+        certificate: Path | None = None,
+    ) -> None:
+        self.certificate = certificate
         self.holdings = holdings or Holdings()
         self.faults = Faults()
         self.mast = Mast(self.holdings)
@@ -104,6 +117,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         """Answer a HEAD: the headers alone."""
         self._reply("")
+
+    def do_CONNECT(self) -> None:
+        """Be the host that a client wants to reach through this proxy, with a certificate of our own."""
+        if self.archive.certificate is None:
+            self.send_error(501, "no certificate")
+            return
+        self.send_response(200, "Connection established")
+        self.end_headers()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.archive.certificate)
+        self.connection = context.wrap_socket(self.connection, server_side=True)
+        self.rfile = self.connection.makefile("rb", self.rbufsize)
+        self.wfile = self.connection.makefile("wb", 0)
+        self.close_connection = False
 
     def do_POST(self) -> None:
         """Answer a POST."""
