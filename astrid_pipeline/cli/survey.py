@@ -152,8 +152,8 @@ def backfill(
     """Make all nights of a field in a range, side by side; what is made already is left as it is.
 
     Nights without exposures cost nothing; a night that fails is named, the others are made. Stopped or killed in
-    between, it goes on where it was when it is called again. Earlier nights that the reference is made of are calibrated
-    too, whatever the range.
+    between, it goes on where it was when it is called again. Earlier nights that the reference is made of are
+    calibrated too, whatever the range.
 
     Examples:
 
