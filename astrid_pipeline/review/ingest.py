@@ -35,6 +35,7 @@ _PUBLIC = re.compile(r"^(mast|tesscut):[A-Za-z0-9,]{0,100}$")
 RightAscension = Annotated[float, Field(ge=0, lt=360, allow_inf_nan=False)]
 Radius = Annotated[float, Field(gt=0, le=5, allow_inf_nan=False, description="degrees")]
 Survey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,20}$")]
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")]
 Band = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{0,3}$")]
 
 
@@ -46,7 +47,8 @@ class Window(BaseModel):
     start: dt.date = Field(description="first night")
     end: dt.date = Field(description="last night")
     archive: Text | None = Field(
-        default=None, description="`mast:HST,JWST`, `tesscut:`, or one that a field has; default: ASTRID_ARCHIVE"
+        default=None,
+        description="`mast:HST,JWST`, `tesscut:`, or one that a field has; default: ASTRID_ARCHIVE",
     )
     filters: list[Text] = Field(default=[], max_length=20, description="only these; empty: all")
 
@@ -85,7 +87,9 @@ class ReferenceRequest(BaseModel):
 
     ra: RightAscension
     dec: Latitude
-    size: Annotated[float, Field(gt=0, le=MOST_DEGREES, allow_inf_nan=False, description="side, degrees")] = 0.25
+    size: Annotated[float, Field(gt=0, le=MOST_DEGREES, allow_inf_nan=False, description="side, degrees")] = (
+        0.25
+    )
     pixels: Annotated[int, Field(ge=8, le=MOST_PIXELS, description="side, pixels")] = 512
     survey: Survey = "dss2"
     band: Band = Field(default="", description="filter; empty: red")
@@ -139,7 +143,9 @@ def _ingest(here: Context, window: Window, ra: float, dec: float, radius: float)
     """Ask the archive, add the field, and start a run for each night that has exposures."""
     from astrid_pipeline.partitions import require_night_in_range
 
-    field = _field_of({"ra": ra, "dec": dec, "radius": radius}, _archive(here, window.archive), window.filters)
+    field = _field_of(
+        {"ra": ra, "dec": dec, "radius": radius}, _archive(here, window.archive), window.filters
+    )
     archive = archives.open_archive(field.archive, in_tick=True)
     if (refresh := getattr(archive, "refresh", None)) is not None:
         refresh(field)
@@ -151,7 +157,9 @@ def _ingest(here: Context, window: Window, ra: float, dec: float, radius: float)
     ]
     nights = sorted({record.night for record in records})
     if len(nights) > MOST_NIGHTS:
-        raise Problem(422, f"{len(nights)} nights have exposures; {MOST_NIGHTS} are started at once", "ask for less")
+        raise Problem(
+            422, f"{len(nights)} nights have exposures; {MOST_NIGHTS} are started at once", "ask for less"
+        )
     run_ids = []
     if nights:
         require_night_in_range(nights[0])
@@ -165,7 +173,11 @@ def _ingest(here: Context, window: Window, ra: float, dec: float, radius: float)
             for night in nights
         ]
     return Ingestion(
-        **{"field": field.name, "ra": ra, "dec": dec, "radius": radius, "exposures": len(records)},
+        field=field.name,
+        ra=ra,
+        dec=dec,
+        radius=radius,
+        exposures=len(records),
         nights=nights,
         run_ids=run_ids,
     )
@@ -214,7 +226,9 @@ def random_places(sample: RandomSample) -> list[tuple[float, float]]:
     for _ in range(100):
         ra, dec = rng.uniform(0, 360, 100), np.degrees(np.arcsin(rng.uniform(low, high, 100)))
         away = np.abs(SkyCoord(ra * u.deg, dec * u.deg).galactic.b.deg) >= sample.galactic_latitude_min
-        places += [(round(float(a), 4) % 360, round(float(d), 4)) for a, d in zip(ra[away], dec[away], strict=True)]
+        places += [
+            (round(float(a), 4) % 360, round(float(d), 4)) for a, d in zip(ra[away], dec[away], strict=True)
+        ]
         if len(places) >= sample.count:
             return places[: sample.count]
     raise Problem(422, "there is hardly any sky between these limits", "widen them")
@@ -243,7 +257,7 @@ def reference_dataset(request: Request, here: Here, me: Ingester, wanted: Refere
 
 
 @router.get("/runs/{run_id}")
-def run(here: Here, me: Reader, run_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")]) -> dict[str, Any]:
+def run(here: Here, me: Reader, run_id: RunId) -> dict[str, Any]:
     """Return what has become of a run."""
     found = here.runs.status(run_id)
     if found is None:
@@ -251,9 +265,7 @@ def run(here: Here, me: Reader, run_id: Annotated[str, StringConstraints(pattern
     return tidy(found)
 
 
-@router.get(
-    "/files/{token}", response_class=Response, responses={200: {"content": {"application/fits": {}}}}
-)
+@router.get("/files/{token}", response_class=Response, responses={200: {"content": {"application/fits": {}}}})
 def file(here: Here, token: Annotated[str, StringConstraints(max_length=600)]) -> Response:
     """Return a file of the store to whoever has its signed address."""
     key = signed.key_of(here, token)

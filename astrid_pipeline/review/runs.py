@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 #: Seconds for the page to answer: a code server that is busy loading takes some.
 _PATIENCE = 30
 #: Events that tell a person something: steps and their like are for the Dagster page.
-_TOLD = ("ASSET_MATERIALIZATION", "PIPELINE_START", "PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED")
+_TOLD = (
+    "ASSET_MATERIALIZATION",
+    "RUN_START",
+    "RUN_SUCCESS",
+    "RUN_FAILURE",
+    "RUN_CANCELED",
+)
 _RUN_STATES = {
-    "PIPELINE_START": "started",
-    "PIPELINE_SUCCESS": "success",
-    "PIPELINE_FAILURE": "failure",
-    "PIPELINE_CANCELED": "canceled",
+    "RUN_START": "started",
+    "RUN_SUCCESS": "success",
+    "RUN_FAILURE": "failure",
+    "RUN_CANCELED": "canceled",
 }
 
 
@@ -127,7 +133,7 @@ class Runs:
     def last_event(self) -> int:
         """Return the number of the latest event."""
         with _failing("follow Dagster's event log", self._settings.dagster_page):
-            return int(self.instance.event_log_storage.get_maximum_record_id() or 0)  # type: ignore[attr-defined]
+            return int(self.instance.event_log_storage.get_maximum_record_id() or 0)
 
     def events(self, after: int, limit: int = 200) -> list[dict[str, Any]]:
         """Return what happened after an event: runs that began or ended, assets that were made, oldest first.

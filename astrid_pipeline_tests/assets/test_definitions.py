@@ -44,7 +44,7 @@ def key(name: str) -> dg.AssetKey:
 
 def test_every_asset_of_the_design_is_there(graph):
     names = {k.to_user_string() for k in graph.get_all_asset_keys()}
-    assert names == NIGHTLY | MODELS | WHOLE | {"master_calibrations", "reference_images"}
+    assert names == NIGHTLY | MODELS | WHOLE | {"master_calibrations", "reference_images", "reference_dataset"}
 
 
 def test_partitions_are_field_and_night(graph):

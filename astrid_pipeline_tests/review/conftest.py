@@ -25,7 +25,7 @@ from astrid_pipeline.resources.folders import put_folder
 from astrid_pipeline.resources.store import LocalStore
 from astrid_pipeline.review.app import create_app
 from astrid_pipeline.services import postgres
-from astrid_pipeline.settings import Settings
+from astrid_pipeline.settings import Settings, reset_settings
 from astrid_pipeline_tests.catalog.test_catalog import detections, observations
 from astrid_pipeline_tests.report.example import make_difference
 from astrid_pipeline_tests.s3_servers import free_port
@@ -96,6 +96,22 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         made.make_night()
         yield made
         catalog.close()
+
+
+@pytest.fixture(scope="module")
+def instance(scene: Scene) -> Iterator[Any]:
+    """The Dagster instance of the scene's home: its event log lies in PostgreSQL, as everywhere."""
+    from dagster import DagsterInstance
+
+    from astrid_pipeline.services.dagster_home import prepare_dagster_home
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTRID_HOME", str(scene.settings.home))
+        patch.setenv("DAGSTER_HOME", str(prepare_dagster_home(scene.settings)))
+        reset_settings()
+        with DagsterInstance.get() as made:
+            yield made
+    reset_settings()
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_compose_is_as_the_specification_says(compose: dict[str, Any]) -> None:
 
 def test_every_part_is_there_with_a_healthcheck_and_comes_back(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"postgres", "mlflow", "code", "webserver", "daemon", "s3"}
+    assert set(services) == {"postgres", "mlflow", "code", "webserver", "review", "daemon", "s3"}
     for name, service in services.items():
         assert "healthcheck" in service, name
         assert service["restart"] == "unless-stopped", name

@@ -221,7 +221,8 @@
     const row = body.querySelector(`tr[data-id="${label.source_id}"]`);
     if (row && row.dataset.state !== label.state) { count((label.state !== "unseen") - (row.dataset.state !== "unseen")); row.dataset.state = label.state; cache.delete(String(label.source_id)); }
   });
-  live.addEventListener("night", (event) => { const night = JSON.parse(event.data); say(`${night.field} ${night.night} was made: ${night.detections} detections`); });
+  live.addEventListener("silent", (event) => say(`what happens is not shown: ${JSON.parse(event.data).what}`, true));
+  live.addEventListener("night", (event) => { const night = JSON.parse(event.data); say(`${night.field} ${night.night} was made: ${night.detections ?? "its"} detections`); });
   send();
   go(0);
 })();
