@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from astrid_pipeline import jobs, schedules, sensors
+from astrid_pipeline import jobs, label_loop, schedules, sensors
 from astrid_pipeline.assets import ALL as ASSETS
 from astrid_pipeline.io_managers import FrameIOManager, TableIOManager
 from astrid_pipeline.resources.catalogue import CatalogueResource
@@ -44,8 +44,8 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     """Return AstrID's definitions; tests and notebooks replace resources by name."""
     return dg.Definitions(
         assets=list(ASSETS),
-        jobs=list(jobs.ALL),
-        sensors=list(sensors.ALL),
+        jobs=[*jobs.ALL, *label_loop.JOBS],
+        sensors=[*sensors.ALL, *label_loop.SENSORS],
         schedules=list(schedules.ALL),
         resources={**default_resources(), **(resource_overrides or {})},
         executor=executor(),

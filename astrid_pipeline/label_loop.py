@@ -33,8 +33,7 @@ JOBS = (learn_from_labels, rescore_night)
 _UNFINISHED = [
     status
     for status in dg.DagsterRunStatus
-    if status
-    not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+    if status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 ]
 
 
@@ -42,7 +41,7 @@ _UNFINISHED = [
     jobs=[learn_from_labels, rescore_night],
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Counts the labels that people have given since the last turn. From ASTRID_LEARN_AFTER on, a dataset is "
+    description="Counts the labels given since the last turn. From ASTRID_LEARN_AFTER on, a dataset is "
     "collected, the champion corrected by it, both judged on labels that they were fitted without, and the better one "
     "promoted; the latest night of every field is then judged anew. `astrid review hold`, or the button in the scan "
     "report, holds all of it.",

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         pattern=r"^\S+( \S+){4}$",
         description="When models are trained anew, as cron text in the site's time; the default is noon.",
     )
+    learn_after: int = Field(
+        default=100,
+        ge=0,
+        description="Sources labelled since the last time after which a challenger is trained from labels; 0: never.",
+    )
     first_night: date = Field(
         default=date(2005, 1, 1),
         description="First night that can be asked for. Keep nights times fields below some 50,000 (set this "
@@ -107,7 +112,7 @@ class Settings(BaseSettings):
     )
     alert_webhook: SecretStr | None = Field(
         default=None,
-        description="Address that is sent `{\"text\": …}` by POST (Slack, Mattermost and their like take it) when the "
+        description='Address that is sent `{"text": …}` by POST (Slack, Mattermost and their like take it) when the '
         "daily look at the data finds something wrong.",
     )
     alert_email: str = Field(

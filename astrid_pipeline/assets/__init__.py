@@ -6,6 +6,7 @@ from astrid_pipeline.assets.calibration import calibrated_frames
 from astrid_pipeline.assets.detections import alerts, detections
 from astrid_pipeline.assets.differences import candidates, difference_images
 from astrid_pipeline.assets.health import data_health, survey_summary
+from astrid_pipeline.assets.loop import label_challenger, label_verdict, labelled_peaks
 from astrid_pipeline.assets.models import classical, ensemble, evaluation, real_bogus, unet
 from astrid_pipeline.assets.observations import master_calibrations, observations
 from astrid_pipeline.assets.reference_dataset import reference_dataset
@@ -38,4 +39,7 @@ ALL = (
     classical,
     ensemble,
     evaluation,
+    labelled_peaks,
+    label_challenger,
+    label_verdict,
 )

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from astrid_pipeline.catalog import migrate, sky
 from astrid_pipeline.catalog.association import RADIUS_ARCSEC, RADIUS_PX
+from astrid_pipeline.catalog.connections import replace_lost_connections
 from astrid_pipeline.catalog.fields import as_field, field_id_of, field_query
 from astrid_pipeline.catalog.models import (
     Base,
@@ -60,8 +61,12 @@ class Catalog:
     """
 
     def __init__(self, url: str) -> None:
-        # A process needs few connections; one that the server closed meanwhile is replaced.
-        self.engine: Engine = create_engine(url, pool_size=2, max_overflow=8, pool_pre_ping=True)
+        # Opened as they are wanted at once, and kept: most processes have one of each, the vetting page has all.
+        self.engine: Engine = create_engine(url, pool_size=4, max_overflow=4)
+        # Questions need no transaction: without one they cost one way to the server instead of three.
+        self._asking = create_engine(url, pool_size=8, max_overflow=0, isolation_level="AUTOCOMMIT")
+        for engine in (self.engine, self._asking):
+            replace_lost_connections(engine)
         self._lock = threading.Lock()
         with self._failing("prepare the catalogue"):
             migrate.migrate(self.engine)
@@ -69,6 +74,7 @@ class Catalog:
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+        self._asking.dispose()
 
     @contextmanager
     def _failing(self, what: str) -> Iterator[None]:
@@ -94,7 +100,7 @@ class Catalog:
     @contextmanager
     def reading(self, what: str) -> Iterator[Connection]:
         """Give a connection to ask with."""
-        with self._failing(what), self.engine.connect() as connection:
+        with self._failing(what), self._asking.connect() as connection:
             yield connection
 
     # -- fields ------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def new_labels(catalog: Catalog, after: int = 0) -> tuple[int, int]:
 def labels_since(catalog: Catalog, since: dt.datetime | None) -> int:
     """Return how many sources got a standing verdict of real or bogus since a time, or ever."""
     query = text(
-        "SELECT coalesce(max(id), 0) FROM validation_events WHERE cast(:since AS timestamptz) IS NOT NULL AND at < :since"
+        "SELECT coalesce(max(id), 0) FROM validation_events WHERE cast(:since AS timestamptz) IS NOT NULL "
+        "AND at < :since"
     )
     with catalog.reading("count new labels") as connection:
         after = connection.scalar(query, {"since": since})

@@ -69,11 +69,12 @@ def match_positions(
         "cast(:last AS bigint[])) AS g(i, first, last) CROSS JOIN LATERAL (SELECT * FROM "
         f'"{model.__tablename__}" s WHERE s.hpx29 BETWEEN g.first AND g.last) t'
     )
-    found = pd.read_sql(
-        query,
-        connection,
-        params={"i": index.tolist(), "first": first.tolist(), "last": last.tolist()},
-    )
+    given = {"i": index.tolist(), "first": first.tolist(), "last": last.tolist()}
+    rows = connection.execute(query, given).all()
+    # pandas.read_sql takes several times as long for a few rows.
+    found = pd.DataFrame(rows, columns=["index", *(model.__table__.c[name].name for name in names)])
+    if not len(found):
+        return found.assign(separation=pd.Series(dtype=float))
     at = found["index"].to_numpy(int)
     found["separation"] = 3600.0 * sky.separation(
         lon[at], lat[at], found["ra"].to_numpy(float), found["dec"].to_numpy(float)
@@ -222,7 +223,10 @@ def cross_match(catalog: Catalog, ra: npt.ArrayLike, dec: npt.ArrayLike) -> pd.D
         index, name, catalogue, kind, mag, separation (arcsec), properties; each kind within its `SEARCH_ARCSEC`.
     """
     radius = max(SEARCH_ARCSEC.values())
+    columns = ["index", "name", "catalogue", "kind", "mag", "separation", "properties"]
     with catalog.reading("match against catalogues") as connection:
+        if connection.scalar(select(UserCatalogue.id).limit(1)) is None:
+            return pd.DataFrame(columns=columns)
         found = match_positions(
             connection, CatalogueEntry, ra, dec, radius, ["name", "mag", "properties", "catalogue_id"]
         )

@@ -354,4 +354,6 @@ def light_curve(catalog: Catalog, object_id: int) -> pd.DataFrame:
         "WHERE p.object_id = :id ORDER BY p.mjd, p.filter"
     )
     with catalog.reading("read a light curve") as connection:
-        return pd.read_sql(query, connection, params={"id": object_id})
+        result = connection.execute(query, {"id": object_id})
+        # pandas.read_sql takes several times as long.
+        return pd.DataFrame(result.all(), columns=list(result.keys()))

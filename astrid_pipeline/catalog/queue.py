@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, tuple_
 
 from astrid_pipeline.catalog import sky
@@ -243,23 +242,27 @@ def get_source(catalog: Catalog, source_id: int) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
-def neighbours(catalog: Catalog, source: Mapping[str, Any], radius: float = 30.0) -> pd.DataFrame:
-    """Return the objects within `radius` arcsec of a source, nearest first, its own left out."""
-    if source["ra"] is None:
-        return pd.DataFrame(columns=["name", "kind", "separation", "detections", "class"])
-    from astrid_pipeline.catalog.matching import match_positions
+def neighbours(catalog: Catalog, source: Mapping[str, Any], radius: float = 30.0) -> list[dict[str, Any]]:
+    """Return the objects within `radius` arcsec of a source, nearest first, its own left out.
 
+    Each with name, kind, detections, class and `separation` (arcsec).
+    """
+    if source["ra"] is None:
+        return []
+    ranges = sky.cone_ranges(source["ra"] % 360.0, source["dec"], radius / 3600.0)
+    columns = (SkyObject.name, SkyObject.kind, SkyObject.detections, SkyObject.class_name.label("class"))
+    query = select(*columns, SkyObject.ra, SkyObject.dec).where(
+        or_(*(and_(SkyObject.hpx29 >= first, SkyObject.hpx29 <= last) for first, last in ranges)),
+        SkyObject.kind != "injected",
+        SkyObject.name != (source["object"] or ""),
+    )
     with catalog.reading("look for neighbours") as connection:
-        found = match_positions(
-            connection,
-            SkyObject,
-            [source["ra"]],
-            [source["dec"]],
-            radius,
-            ["name", "kind", "detections", "class"],
+        found = [dict(row) for row in connection.execute(query).mappings()]
+    for row in found:
+        row["separation"] = 3600.0 * float(
+            sky.separation(source["ra"], source["dec"], row.pop("ra"), row.pop("dec"))
         )
-    found = found[(found["name"] != source["object"]) & (found["kind"] != "injected")]
-    return found.reset_index(drop=True)
+    return sorted((row for row in found if row["separation"] <= radius), key=lambda row: row["separation"])
 
 
 def progress(catalog: Catalog, wanted: Filter) -> dict[str, int]:

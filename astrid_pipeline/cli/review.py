@@ -141,10 +141,14 @@ def turns() -> None:
     held = loop.held(catalog)
     count = loop.labels_since(catalog, found[0]["started_at"] if found else None)
     least = get_settings().learn_after
-    out.print(f"{count} new labels{f' of {least}' if least else ''}{f'; {held}' if held else ''}", soft_wrap=True)
+    out.print(
+        f"{count} new labels{f' of {least}' if least else ''}{f'; {held}' if held else ''}", soft_wrap=True
+    )
     for turn in found:
         when = turn["started_at"].strftime("%Y-%m-%d %H:%M")
-        out.print(f"{when}  {turn['dataset'] or '–'}  {turn['status']}: {turn['reason'] or ''}", soft_wrap=True)
+        out.print(
+            f"{when}  {turn['dataset'] or '–'}  {turn['status']}: {turn['reason'] or ''}", soft_wrap=True
+        )
 
 
 def user_name() -> str:

@@ -63,9 +63,15 @@ def source_of(here: Context, source_id: int) -> dict[str, Any]:
     return found
 
 
-def seen_by(here: Context, source: dict[str, Any], who: str) -> dict[str, Any]:
-    """Return a source as one person may see it: whether it is an injection is told once they have labelled it."""
-    given = any(e["who"] == who and e["verdict"] for e in labels.history(here.catalog, source["key"]))
+def seen_by(
+    here: Context, source: dict[str, Any], who: str, history: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return a source as one person may see it: whether it is an injection is told once they have labelled it.
+
+    `history` are its label events, where they were looked up already.
+    """
+    events = labels.history(here.catalog, source["key"]) if history is None else history
+    given = any(e["who"] == who and e["verdict"] for e in events)
     return source if given else {k: v for k, v in source.items() if k not in ("injected", "truth")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -56,14 +57,16 @@ def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
     if not len(curve):
         return ""
     curve, unit = microjansky(curve)
-    curve = curve.assign(filter=curve["filter"].fillna("?").astype(str))
-    seen = curve["snr"].abs() >= _MEASURED
-    top = np.where(seen, curve["flux"] + curve["flux_err"], curve["upper_limit"])
-    bottom = np.where(seen, curve["flux"] - curve["flux_err"], 0.0)
+    filters = [str(name) if name is not None and name == name else "?" for name in curve["filter"]]
+    mjd = curve["mjd"].to_numpy(float)
+    flux, error, limit = (curve[name].to_numpy(float) for name in ("flux", "flux_err", "upper_limit"))
+    seen = np.abs(curve["snr"].to_numpy(float)) >= _MEASURED
+    top = np.where(seen, flux + error, limit)
+    bottom = np.where(seen, flux - error, 0.0)
     low, high = float(min(bottom.min(), 0.0)), float(max(top.max(), 0.0))
     pad = 0.06 * (high - low or 1.0)
     low, high = low - pad, high + pad
-    first, last = float(curve["mjd"].min()), float(curve["mjd"].max())
+    first, last = float(mjd.min()), float(mjd.max())
     pad = max(0.03 * (last - first), 0.02)
     first, last = first - pad, last + pad
 
@@ -87,17 +90,31 @@ def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
     parts.append(f'<text x="4" y="{_TOP}">Δ {unit}</text>')
     if now is not None:
         parts.append(f'<line class="now" x1="{x(now)}" x2="{x(now)}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-    palette = colours(curve["filter"].tolist())
-    for row, is_seen in zip(curve.itertuples(), seen, strict=True):
-        parts.append(_point(row, bool(is_seen), palette[str(row.filter)], unit, x, y))
+    palette = colours(filters)
+    points = zip(
+        curve["exposure_id"], curve["source_id"], filters, mjd, flux, error, limit, seen, strict=True
+    )
+    for exposure, source, name, at, *values, is_seen in points:
+        point = _Point(str(exposure), source, float(at), *(float(value) for value in values))
+        parts.append(_point(point, bool(is_seen), palette[name], unit, x, y))
     for k, (name, colour) in enumerate(palette.items()):
         at = WIDTH - _RIGHT - 14 - 34 * (len(palette) - 1 - k)
         parts.append(f'<text x="{at}" y="{_TOP}" fill="{colour}" class="filter">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
+@dataclass(frozen=True)
+class _Point:
+    exposure_id: str
+    source_id: Any
+    mjd: float
+    flux: float
+    flux_err: float
+    upper_limit: float
+
+
 def _point(
-    row: Any, seen: bool, colour: str, unit: str, x: Callable[[float], float], y: Callable[[float], float]
+    row: _Point, seen: bool, colour: str, unit: str, x: Callable[[float], float], y: Callable[[float], float]
 ) -> str:
     at = x(row.mjd)
     source = row.source_id

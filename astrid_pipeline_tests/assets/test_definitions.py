@@ -25,6 +25,7 @@ NIGHTLY = {
     "night_summary",
 }
 MODELS = {"training_dataset", "unet", "real_bogus", "classical", "ensemble", "evaluation"}
+LOOP = {"labelled_peaks", "label_challenger", "label_verdict"}
 WHOLE = {"survey_summary", "data_health"}
 
 
@@ -44,7 +45,11 @@ def key(name: str) -> dg.AssetKey:
 
 def test_every_asset_of_the_design_is_there(graph):
     names = {k.to_user_string() for k in graph.get_all_asset_keys()}
-    assert names == NIGHTLY | MODELS | WHOLE | {"master_calibrations", "reference_images", "reference_dataset"}
+    assert names == NIGHTLY | MODELS | LOOP | WHOLE | {
+        "master_calibrations",
+        "reference_images",
+        "reference_dataset",
+    }
 
 
 def test_partitions_are_field_and_night(graph):
@@ -55,7 +60,7 @@ def test_partitions_are_field_and_night(graph):
     masters = graph.get(key("master_calibrations")).partitions_def
     assert {d.name for d in masters.partitions_defs} == {"instrument", "night"}
     assert isinstance(graph.get(key("reference_images")).partitions_def, dg.DynamicPartitionsDefinition)
-    for name in MODELS:
+    for name in MODELS | LOOP:
         assert graph.get(key(name)).partitions_def is None
 
 
@@ -107,7 +112,16 @@ def test_inference_and_training_ask_for_a_gpu(definitions):
 
 
 def test_jobs_resolve(definitions):
-    for name in ("ingest", "make_masters", "calibrate_night", "make_references", "process_night", "retrain"):
+    for name in (
+        "ingest",
+        "make_masters",
+        "calibrate_night",
+        "make_references",
+        "process_night",
+        "retrain",
+        "learn_from_labels",
+        "rescore_night",
+    ):
         assert definitions.resolve_job_def(name).description
 
 
