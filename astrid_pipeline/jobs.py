@@ -57,6 +57,13 @@ process_night = dg.define_asset_job(
     partitions_def=FIELD_NIGHTS,
     description="Take a field's night from raw exposures to detections, alerts, training samples and summary.",
 )
+take_alerts = dg.define_asset_job(
+    "take_alerts",
+    selection=dg.AssetSelection.assets("survey_alerts", "alert_stamps"),
+    partitions_def=FIELD_NIGHTS,
+    description="Take a night of another survey's alert packets: candidates with their cut-outs, scores, light curves. "
+    "For fields whose archive is alerts:PATH.",
+)
 retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets(*MODEL_ASSETS),
@@ -80,8 +87,8 @@ check_health = dg.define_asset_job(
 )
 
 #: The jobs that `night.plan` asks for.
-STEP_JOBS = (make_masters, calibrate_night, make_references, process_night)
+STEP_JOBS = (make_masters, calibrate_night, make_references, process_night, take_alerts)
 ALL = (
-    *(ingest, make_masters, calibrate_night, make_references, process_night, backfill_field),
+    *(ingest, make_masters, calibrate_night, make_references, process_night, take_alerts, backfill_field),
     *(retrain, summarise_survey, check_health, fetch_reference),
 )

@@ -310,13 +310,13 @@ def _packet(name: str, number: int, survey: str, record: Any) -> AlertPacket | U
         id_name=id_name,
         source_id=_identity(identity),
         object_id=_object_id(fields, inner),
-        mjd=_mjd(inner, fields),
+        mjd=mjd_of(inner, fields),
         ra=number_of("ra"),
         dec=number_of("dec"),
         x=number_of("x"),
         y=number_of("y"),
-        filter=_filter(_first(inner, fields, _ALIASES["filter"])),
-        positive=_positive(inner, fields),
+        filter=filter_name(_first(inner, fields, _ALIASES["filter"])),
+        positive=is_positive(inner, fields),
         snr=number_of("snr"),
         mag=number_of("mag"),
         flux=number_of("flux"),
@@ -362,7 +362,8 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _mjd(inner: Mapping[str, Any], fields: Mapping[str, Any]) -> float:
+def mjd_of(inner: Mapping[str, Any], fields: Mapping[str, Any]) -> float:
+    """Return the time of a source's record, else of its packet: MJD (UTC), NaN where unknown."""
     jd = _number(_first(inner, fields, ("jd",)))
     if math.isfinite(jd):
         return jd - 2_400_000.5
@@ -374,13 +375,14 @@ def _mjd(inner: Mapping[str, Any], fields: Mapping[str, Any]) -> float:
     return _number(_first(inner, fields, ("mjd", "MJD")))
 
 
-def _filter(value: Any) -> str:
+def filter_name(value: Any) -> str:
+    """Return a filter's name from a packet's name or number; "" where unknown."""
     if isinstance(value, bool) or value is None:
         return ""
     return _ZTF_FILTERS.get(value, str(value)) if isinstance(value, int) else str(value)
 
 
-def _positive(inner: Mapping[str, Any], fields: Mapping[str, Any]) -> bool | None:
+def is_positive(inner: Mapping[str, Any], fields: Mapping[str, Any]) -> bool | None:
     """Return the sign: ``isdiffpos`` is t, f, 1, 0, a boolean or a number; Rubin gives ``isNegative`` or the flux."""
     value = _first(inner, fields, ("isdiffpos",))
     if value is not None:

@@ -107,7 +107,7 @@ class ExposureRecord:
     field:
         Name of the field it belongs to; "" for bias, dark and flat frames.
     kind:
-        "light", "bias", "dark" or "flat".
+        "light", "bias", "dark" or "flat"; "alert" for an alert packet, which has cut-outs and no frame.
     mjd:
         Middle of the exposure, UTC.
     night:
@@ -211,7 +211,9 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
     ``mast:HST,JWST?filter=F160W&product=FLT``
         observations of MAST (see `mast_query.MastQuery` for all options);
     ``tesscut:?size=60&every=48``
-        epochs of TESS full-frame images around the field's centre.
+        epochs of TESS full-frame images around the field's centre;
+    ``alerts:PATH``
+        alert packets of a survey (Avro, Parquet) in a folder, instead of frames.
 
     Raises
     ------
@@ -229,6 +231,10 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
         from astrid_pipeline.archives.tesscut import TesscutArchive
 
         return TesscutArchive(rest or spec.partition("?")[2], in_tick=in_tick)
+    if kind == "alerts" and rest:
+        from astrid_pipeline.archives.alert_archive import AlertArchive
+
+        return AlertArchive(rest)
     if kind == "mast":
         from astrid_pipeline.archives.mast import MastArchive
 
@@ -239,7 +245,7 @@ def open_archive(spec: str, *, in_tick: bool = False) -> Archive:
         return open_simulated(spec)
     raise ConfigError(
         f"the archive {spec!r} is of no known kind",
-        remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH, mast:COLLECTION,… or tesscut:",
+        remedy="use simulated, simulated:FOLDER?seed=7, folder:PATH, mast:COLLECTION,…, tesscut: or alerts:PATH",
     )
 
 

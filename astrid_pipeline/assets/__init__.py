@@ -14,6 +14,7 @@ from astrid_pipeline.assets.references import reference_images
 from astrid_pipeline.assets.review import gold_standard, light_curves, stamps
 from astrid_pipeline.assets.samples import injected_night, training_dataset
 from astrid_pipeline.assets.summary import night_summary
+from astrid_pipeline.assets.survey_alerts import alert_stamps, survey_alerts
 
 #: In the order of the data.
 ALL = (
@@ -31,6 +32,8 @@ ALL = (
     gold_standard,
     injected_night,
     night_summary,
+    survey_alerts,
+    alert_stamps,
     survey_summary,
     data_health,
     training_dataset,

@@ -27,6 +27,7 @@ WORDS = {
     "calibrate_night": "calibrated",
     "make_references": "references",
     "process_night": "differenced",
+    "take_alerts": "alerts",
     "retrain": "trained",
 }
 

@@ -8,7 +8,14 @@ from typing import Any
 from astrid_pipeline.archives.base import Archive, Field, open_archive
 from astrid_pipeline.driver.runner import Runner, RunResult
 from astrid_pipeline.errors import MissingProductError
-from astrid_pipeline.night.plan import Listing, Step, founding_nights, known_exposures, ready_steps
+from astrid_pipeline.night.plan import (
+    Listing,
+    Step,
+    founding_nights,
+    known_exposures,
+    made_nights,
+    ready_steps,
+)
 from astrid_pipeline.resources.catalogue import open_catalogue
 from astrid_pipeline.resources.products import Products
 from astrid_pipeline.resources.store import open_store
@@ -111,6 +118,10 @@ def ingest(field: str, workers: int | None = None, report: Report = ignore) -> l
     """Fetch what the archive has of a field and the store has not; `report` is called as each run ends."""
     survey = Survey([open_catalogue().field(field)])
     steps = []
+    if any(getattr(archive, "gives_packets", False) for archive in survey.archives.values()):
+        # There is nothing to be fetched but the packets themselves, and they are made in one go.
+        steps = survey.ready()
+        survey.listings.clear()
     for listing in survey.listings:
         for night, records in listing.nights.items():
             ids = {record.exposure_id for record in records}
@@ -184,7 +195,7 @@ def _plan_in_words(listing: Listing, products: Products) -> str:
     asked = [night for night in listing.nights if night not in listing.for_reference]
     if not asked:
         return f"{listing.field.name}: the archive has no exposure in these nights"
-    made = set(products.nights("night_summary", listing.field.name))
+    made = made_nights(products, listing.field.name)
     words = [f"{listing.field.name}: {_nights(asked)} with exposures, {len(made & set(asked))} made before"]
     if others := sorted(
         listing.for_reference - set(products.nights("calibrated_frames", listing.field.name))
@@ -200,7 +211,7 @@ def _left_in_words(listing: Listing, products: Products, results: Sequence[RunRe
     """Return which nights were not judged and why, or ""."""
     name = listing.field.name
     failed = {result.step.partition for result in results if result.error}
-    made = set(products.nights("night_summary", name))
+    made = made_nights(products, name)
     asked = [n for n in listing.nights if n not in listing.for_reference and n not in made]
     left = [night for night in asked if f"{name}|{night}" not in failed]
     if not left:

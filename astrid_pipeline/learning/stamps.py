@@ -59,12 +59,18 @@ class Stamp:
         the source.
     blank:
         (SIDE, SIDE) bool: where the difference has no pixel.
+    sign:
+        -1 where the difference was turned to be positive at the source.
+    noise:
+        That of science and template, in the survey's units; 0 where there is none.
     """
 
     science: Image | None
     template: Image | None
     difference: Image
     blank: npt.NDArray[np.bool_]
+    sign: float = 1.0
+    noise: tuple[float, float] = (0.0, 0.0)
 
 
 #: Counted light hardly repeats to the last bit: a value of more than this share of the pixels is what a survey fills
@@ -128,15 +134,18 @@ def make_stamp(difference: Image, science: Image | None = None, template: Image 
     at = smooth[_DISTANCE <= _CORE + 1]
     sign = np.float32(np.sign(at[np.abs(at).argmax()]) or 1)
     planes: list[Image | None] = []
+    noises = []
     for image in (science, template):
         if image is None or int(np.isfinite(image).sum()) < 100:
             planes.append(None)
+            noises.append(0.0)
             continue
         image = _without_fill(image)
         level, spread = _sky_and_noise(image)
+        noises.append(spread)
         plane = (_centred(image) - np.float32(level)) / np.float32(spread or 1)
         planes.append(np.nan_to_num(plane, nan=0.0) if spread > 0 else None)
-    return Stamp(planes[0], planes[1], middle * sign, blank)
+    return Stamp(planes[0], planes[1], middle * sign, blank, float(sign), (noises[0], noises[1]))
 
 
 _YY, _XX = np.mgrid[:SIDE, :SIDE] - SIDE // 2
@@ -170,11 +179,15 @@ def planes(stamp: Stamp) -> Image:
     for plane, image in ((0, stamp.science), (1, stamp.template)):
         if image is not None:
             out[plane] = squeeze_image(image)
-    empty = (_DISTANCE > _FAR) & ~stamp.blank
     out[2] = squeeze_score(stamp.difference)
-    out[3] = squeeze_score(_significance(stamp.difference, _SIGMAS[1], empty))
+    out[3] = squeeze_score(score_of(stamp))
     out[:, stamp.blank] = 0
     return out
+
+
+def score_of(stamp: Stamp) -> Image:
+    """Return the difference filtered by a Gaussian of 2.6 px FWHM, in units of the filtered image's noise."""
+    return _significance(stamp.difference, _SIGMAS[1], (_DISTANCE > _FAR) & ~stamp.blank)
 
 
 def measure(stamps: Sequence[Stamp]) -> pd.DataFrame:

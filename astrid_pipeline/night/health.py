@@ -14,7 +14,7 @@ import pandas as pd
 
 from astrid_pipeline.archives.base import Field, open_archive
 from astrid_pipeline.errors import AstridError, MissingProductError
-from astrid_pipeline.night.plan import Listing
+from astrid_pipeline.night.plan import Listing, made_nights
 from astrid_pipeline.tables import Column, TableSchema
 
 #: Days after which a night with exposures should have been made.
@@ -114,9 +114,7 @@ def late_nights(fields: Sequence[Field], products: Summaries, today: dt.date) ->
             listing = Listing.of(open_archive(field.archive, in_tick=True), field)
         except AstridError:
             continue  # told by `silent_archives`
-        made = set(products.nights("night_summary", field.name)) | set(
-            products.nights("calibrated_frames", field.name)
-        )
+        made = made_nights(products, field.name) | set(products.nights("calibrated_frames", field.name))
         late = [night for night in listing.nights if night <= before and night not in made]
         if late:
             out[field.name] = f"{len(late)} of {len(listing.nights)} nights, {late[0]} to {late[-1]}"

@@ -94,7 +94,9 @@ class Listing:
         # What a policy names may be later than what it judges; all else is earlier.
         listed = {n: nights[n] for n in sorted(nights) if named or end is None or n <= end}
         asked = {n for n in listed if (start is None or n >= start) and (end is None or n <= end)}
-        others = frozenset(founding_nights(cls(sky_field, listed)) - asked) if asked else frozenset()
+        packets = getattr(archive, "gives_packets", False)
+        founders = set() if packets or not asked else founding_nights(cls(sky_field, listed))
+        others = frozenset(founders - asked)
         return cls(sky_field, {n: listed[n] for n in listed if n in asked or n in others}, others)
 
     @property
@@ -118,6 +120,8 @@ def ready_steps(
         the nights that another reference judges.
     """
     name = listing.field.name
+    if getattr(archive, "gives_packets", False):
+        return _packet_steps(listing, products)
     masters = _missing_masters(archive, listing, products)
     waiting = {step.partition for step in masters}
     references = _reference_metas(products, name)
@@ -147,6 +151,28 @@ def ready_steps(
     # the way to all of them. Where the founding frames were not good enough, the next night lends its own.
     due = [s for s in _references_due(listing, products, references) if s.run_key not in given_up]
     return due or judged or unjudged[:1]
+
+
+class _Nights(Protocol):
+    def nights(self, asset: str, owner: str) -> list[str]:
+        """Return the nights of a field that an asset has been made for."""
+
+
+def made_nights(products: _Nights, name: str) -> set[str]:
+    """Return the nights of a field that are made: differenced, or taken from alert packets."""
+    return set(products.nights("night_summary", name)) | set(products.nights("alert_stamps", name))
+
+
+def _packet_steps(listing: Listing, products: ProductView) -> list[Step]:
+    """Return the nights of alert packets that are not made, or to which packets have come since."""
+    name = listing.field.name
+    made = set(products.nights("alert_stamps", name))
+    steps = []
+    for night, records in listing.nights.items():
+        ids = {record.exposure_id for record in records}
+        if night not in made or known_exposures(products, name, night, "survey_alerts", "alert_id") != ids:
+            steps.append(Step.on("take_alerts", f"{name}|{night}", ids))
+    return steps
 
 
 def founding_nights(listing: Listing) -> set[str]:
@@ -185,10 +211,12 @@ def _ids(frames: Iterable[ExposureRecord], night: str) -> list[str]:
     return [frame.exposure_id for frame in frames if frame.night == night]
 
 
-def known_exposures(products: ProductView, name: str, night: str) -> set[str]:
+def known_exposures(
+    products: ProductView, name: str, night: str, asset: str = "observations", column: str = "exposure_id"
+) -> set[str]:
     """Return the exposures that were ingested of a field's night, those that could not be read among them."""
     try:
-        return set(products.table("observations", f"{name}|{night}").exposure_id)
+        return set(products.table(asset, f"{name}|{night}")[column])
     except MissingProductError:
         return set()
 

@@ -23,6 +23,8 @@ NIGHTLY = {
     "injections",
     "training_samples",
     "night_summary",
+    "survey_alerts",
+    "alert_stamps",
 }
 MODELS = {"training_dataset", "unet", "real_bogus", "classical", "ensemble", "evaluation"}
 LOOP = {"labelled_peaks", "label_challenger", "label_verdict"}
