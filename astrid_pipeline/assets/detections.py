@@ -112,6 +112,7 @@ def detections(
 
 @dg.asset(
     partitions_def=FIELD_NIGHTS,
+    deps=["light_curves"],
     group_name="finds",
     owners=OWNERS,
     kinds={"avro", "parquet"},
@@ -125,23 +126,34 @@ def alerts(
     context: dg.AssetExecutionContext,
     config: AlertConfig,
     store: StoreResource,
+    catalogue: CatalogueResource,
     detections: pd.DataFrame,
     difference_images: Frames,
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """Detections sure enough to be told: a table, and one Avro file a night with three cut-outs an alert."""
-    from astrid_pipeline.night.alerts import select_alerts, write_packets
+    """Detections sure enough to be told: a table, and one Avro file a night.
+
+    Each alert has three cut-outs and the object's history: what was measured at its place in the year before, earlier
+    detections and upper limits.
+    """
+    from astrid_pipeline.catalog.alerts import histories
+    from astrid_pipeline.night.alerts import HISTORY_DAYS, History, select_alerts, write_packets
 
     part = FieldNight.of(context)
     table = select_alerts(detections, config.min_score)
     opened = store.open()
+    known = {
+        alert: History(name, points)
+        for alert, (name, points) in histories(catalogue.open(), part.field, part.night, HISTORY_DAYS).items()
+    }
     kept = opened.put_bytes(
         f"alert-packets/{part.field}/{part.night}.avro",
-        write_packets(table, difference_images, part.field, part.night),
+        write_packets(table, difference_images, part.field, part.night, known),
     )
     return dg.MaterializeResult(
         value=table,
         metadata={
             "alerts": len(table),
+            "earlier_points": sum(len(known[a].points) for a in table["alert_id"] if a in known),
             "min_score": config.min_score,
             "packets": dg.MetadataValue.path(opened.location(kept.key)),
             "table": preview(table, ["alert_id", "ra", "dec", "mag", "snr", "score", "class"]),

@@ -67,6 +67,35 @@ def add_history(catalog: Catalog, field: str, points: Mapping[str, pd.DataFrame]
     return count
 
 
+def histories(catalog: Catalog, field: str, night: str, days: float) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return by detection id the object's name and its points of the `days` before the detection, oldest first.
+
+    The points have the columns of a light curve, with detection_id and score where something was detected there.
+    """
+    query = text(
+        "SELECT d.detection_id AS alert, o.name, p.exposure_id, p.mjd, p.filter, p.flux, p.flux_err, p.snr, "
+        "p.zero_point, p.mag, p.mag_err, p.mag_limit, s.detection_id, s.score "
+        "FROM sources d JOIN objects o ON o.id = d.object_id "
+        "LEFT JOIN light_curve_points p ON p.object_id = o.id AND p.mjd < d.mjd AND p.mjd >= d.mjd - :days "
+        "LEFT JOIN LATERAL (SELECT detection_id, score FROM sources e WHERE e.object_id = o.id "
+        "AND e.exposure_id = p.exposure_id AND e.detection_id IS NOT NULL ORDER BY e.score DESC LIMIT 1) s ON true "
+        "WHERE d.field_id = :field AND d.night = :night AND d.detection_id IS NOT NULL AND d.present "
+        "AND NOT d.injected ORDER BY d.detection_id, p.mjd, p.exposure_id"
+    )
+    with catalog.reading(f"read the history of {field} {night}") as connection:
+        values = {
+            "field": field_id_of(connection, field),
+            "night": dt.date.fromisoformat(night),
+            "days": days,
+        }
+        result = connection.execute(query, values)
+        table = pd.DataFrame(result.all(), columns=list(result.keys()))
+    return {
+        str(alert): (str(mine["name"].iloc[0]), mine[mine["mjd"].notna()].drop(columns=["alert", "name"]))
+        for alert, mine in table.groupby("alert", sort=True)
+    }
+
+
 def alert_verdicts(catalog: Catalog) -> tuple[pd.DataFrame, pd.Series]:
     """Return the features of the alerts of which people hold one opinion, and whether that is "real"."""
     query = text(

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from astrid_pipeline.tables import Column, TableSchema
 MIN_SCORE = 0.5
 #: Side of the cut-outs, as in ZTF's packets, so that tools made for those show them at the size they expect.
 CUTOUT_SIZE = 63
-SCHEMA_VERSION = "1.0"
+#: 1.1: objectId and prv_candidates, both with defaults: a reader of 1.0 reads it still.
+SCHEMA_VERSION = "1.1"
+#: Days that a packet looks back: the season before, so that what comes each year is seen to.
+HISTORY_DAYS = 365.0
 
 ALERTS = TableSchema(
     "alerts",
@@ -65,10 +69,29 @@ def avro_schema() -> dict[str, Any]:
     return parsed
 
 
+@dataclass(frozen=True)
+class History:
+    """What is known of an alert's object: its name, and its points before the alert (`catalog.alerts.histories`)."""
+
+    object_name: str
+    points: pd.DataFrame
+
+
 def packets(
-    alerts: pd.DataFrame, differences: Mapping[str, Difference], field: str, night: str
+    alerts: pd.DataFrame,
+    differences: Mapping[str, Difference],
+    field: str,
+    night: str,
+    histories: Mapping[str, History] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield one Avro record an alert; each exposure is read once."""
+    """Yield one Avro record an alert; each exposure is read once.
+
+    Parameters
+    ----------
+    histories:
+        By alert id; an alert without one has null there.
+    """
+    known = histories or {}
     for exposure_id, mine in alerts.groupby("exposure_id", sort=True):
         difference = differences[str(exposure_id)]
         for row in mine.to_dict("records"):
@@ -76,6 +99,7 @@ def packets(
                 "schemavsn": SCHEMA_VERSION,
                 "publisher": "AstrID",
                 "alertId": row["alert_id"],
+                "objectId": known[row["alert_id"]].object_name if row["alert_id"] in known else None,
                 "field": field,
                 "night": night,
                 "candidate": {
@@ -98,14 +122,41 @@ def packets(
                     "modelVersion": row["model_version"] or "",
                     "flags": row["flag_names"] or "",
                 },
+                "prv_candidates": [
+                    _earlier(point) for point in known[row["alert_id"]].points.to_dict("records")
+                ]
+                if row["alert_id"] in known
+                else None,
                 "cutoutScience": cutout(difference.science, row["x"], row["y"]),
                 "cutoutTemplate": cutout(difference.reference, row["x"], row["y"]),
                 "cutoutDifference": cutout(difference.data, row["x"], row["y"]),
             }
 
 
+def _earlier(point: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "exposureId": point["exposure_id"],
+        "mjd": float(point["mjd"]),
+        "filter": point["filter"],
+        "flux": float(point["flux"]),
+        "fluxErr": float(point["flux_err"]),
+        "snr": float(point["snr"]),
+        "isdiffpos": bool(point["flux"] > 0),
+        "zeroPoint": _maybe(point["zero_point"]),
+        "magpsf": _maybe(point["mag"]),
+        "sigmapsf": _maybe(point["mag_err"]),
+        "diffmaglim": _maybe(point["mag_limit"]),
+        "alertId": point["detection_id"],
+        "score": _maybe(point["score"]),
+    }
+
+
 def write_packets(
-    alerts: pd.DataFrame, differences: Mapping[str, Difference], field: str, night: str
+    alerts: pd.DataFrame,
+    differences: Mapping[str, Difference],
+    field: str,
+    night: str,
+    histories: Mapping[str, History] | None = None,
 ) -> bytes:
     """Return an Avro container of the alerts' packets; readable with the schema it carries alone."""
     from fastavro import writer
@@ -115,7 +166,7 @@ def write_packets(
     writer(
         buffer,
         avro_schema(),
-        packets(alerts, differences, field, night),
+        packets(alerts, differences, field, night, histories),
         codec="deflate",
         sync_marker=b"astrid-alerts-01",
     )

@@ -248,7 +248,8 @@ def _point(past: Mapping[str, Any], packet: AlertPacket, identity: str) -> dict[
     point: dict[str, Any] = {
         "exposure_id": identity or safe_name(f"{packet.survey}-{past.get('candid') or f'{mjd:.5f}'}"),
         "mjd": mjd,
-        "filter": packed.filter_name(past.get("fid", past.get("band"))) or packet.filter,
+        "filter": packed.filter_name(next((past[k] for k in ("fid", "band", "filter") if past.get(k)), None))
+        or packet.filter,
         "zero_point": ZERO_POINT,
         "flags": 0,
     }
