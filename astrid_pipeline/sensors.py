@@ -113,7 +113,7 @@ def _poll(archive: Archive, field: Field, state: PollState) -> None:
             # What is listed already can be made meanwhile.
             state.silent(field, time.time(), error)
         else:
-            state.answered(field, time.time())
+            state.answered(field, time.time(), unfinished=getattr(archive, "unfinished", 0))
 
 
 def _signature(instance: dg.DagsterInstance, listing: Listing) -> str:

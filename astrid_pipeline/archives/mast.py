@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: Minutes for which a listing is taken as it is: a run asks for what the sensor has just listed.
 FRESH_MINUTES = 15.0
+#: Seconds that a tick spends on products; a field of 20,000 observations is listed in several ticks.
+TICK_SECONDS = 20.0
 
 
 class MastArchive:
@@ -81,6 +84,9 @@ class MastArchive:
         self.cache = DiskCache(folder / "files", cache_bytes)
         self.client = MastClient(self.query.server, self.token, self.patience)
         self.cloud = CloudCopy(self.client, self.patience) if self.query.cloud else None
+        self.seconds = TICK_SECONDS if in_tick else math.inf
+        #: Observations whose products the last `refresh` had no time to ask for; the next one goes on with them.
+        self.unfinished = 0
         self._failed: dict[str, AstridError] = {}
 
     def fields(self) -> list[Field]:
@@ -123,11 +129,15 @@ class MastArchive:
 
     def _find_products(self, kept: KeptListing, field: Field) -> None:
         """Ask for the products of the wanted observations whose file is not known yet; kept after each batch."""
+        began = time.monotonic()
         rows = kept.rows()
         wanted = self._wanted(rows, field)
         missing = wanted[wanted.uri.isna() & wanted.kind.isna()]
         step = 500
         for first in range(0, len(missing), step):
+            self.unfinished = len(missing) - first
+            if time.monotonic() - began > self.seconds:
+                return
             part = missing.iloc[first : first + step]
             products = self.client.products([str(obsid) for obsid in part.obsid])
             for collection in sorted(set(part.obs_collection)):
@@ -151,6 +161,7 @@ class MastArchive:
                     for obsid in rows.obsid[chosen]
                 ]
             kept.save(rows, kept.state())
+        self.unfinished = 0
 
     def _wanted(self, rows: pd.DataFrame, field: Field) -> pd.DataFrame:
         """Return the observations that belong to the field: centred in it, or with its centre in their footprint."""

@@ -29,6 +29,8 @@ class FieldState:
         Polls in a row without an answer, and the last reason.
     settled, settled_at:
         What stood for the field's exposures and runs when nothing was to be done, and when that was.
+    unfinished:
+        Observations that the last poll had no time to look at.
     """
 
     next: float = 0.0
@@ -36,6 +38,7 @@ class FieldState:
     error: str = ""
     settled: str = ""
     settled_at: float = 0.0
+    unfinished: int = 0
 
 
 @dataclass
@@ -83,10 +86,11 @@ class PollState:
         """Return whether the field's archive is to be asked."""
         return self.of_field(one).next <= now
 
-    def answered(self, one: Field, now: float) -> None:
-        """Note that the archive answered."""
+    def answered(self, one: Field, now: float, unfinished: int = 0) -> None:
+        """Note that the archive answered; with `unfinished` observations left, the next tick goes on with them."""
+        pause = 0.0 if unfinished else 60 * pace_of(one)
         self.fields[one.name] = replace(
-            self.of_field(one), next=now + 60 * pace_of(one), failures=0, error=""
+            self.of_field(one), next=now + pause, failures=0, error="", unfinished=unfinished
         )
 
     def silent(self, one: Field, now: float, error: Exception) -> None:
@@ -104,6 +108,10 @@ class PollState:
             f"{name}: no answer {_times(state.failures)} ({state.error}); asked again at {_clock(state.next)}"
             for name, state in sorted(self.fields.items())
             if state.failures
+        ] + [
+            f"{name}: {state.unfinished:,} observations are still to be looked at"
+            for name, state in sorted(self.fields.items())
+            if state.unfinished and not state.failures
         ]
 
     def waiting(self, now: float) -> str:

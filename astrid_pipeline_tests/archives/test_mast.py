@@ -356,6 +356,47 @@ def test_thousands_of_observations_are_catalogued(tmp_path, monkeypatch):
         assert len(server.requests) == asked
 
 
+def test_a_tick_lists_a_large_field_in_several_goes_and_loses_none(server, holdings, tmp_path, monkeypatch):
+    opened = archive(server, tmp_path, in_tick=True)
+    opened.seconds = -1.0
+    opened.refresh(FIELD)
+    assert opened.unfinished == 12
+    assert opened.exposures(FIELD) == []
+    opened.seconds = 60.0
+    assert opened.refresh(FIELD) == []  # nothing new, but what was left
+    assert opened.unfinished == 0
+    assert len(opened.exposures(FIELD)) == 12
+
+
+def test_24472_observations_of_five_regions_are_listed_each_once(tmp_path):
+    """As many as a real account names, with the limits as they are: counted, halved where too many, none lost."""
+    holdings = Holdings()
+    rng = random.Random(5)
+    first = holdings.add("r00000", RA, DEC, 50000.0, "F814W")
+    regions = [(RA, DEC), (83.82, -5.39), (150.1, 2.2), (210.8, 54.35), (266.4, -29.0)]
+    sizes = [22_000, 1_000, 700, 500, 272]
+    holdings.rows.clear()
+    for (ra, dec), size in zip(regions, sizes, strict=True):
+        for _ in range(size):
+            number, mjd = len(holdings.rows), 50000 + rng.uniform(0, 9000)
+            places = {"s_ra": ra + rng.uniform(-0.1, 0.1), "s_dec": dec + rng.uniform(-0.1, 0.1)}
+            times = {"t_min": mjd, "t_max": mjd + 0.01}
+            holdings.rows.append(
+                {**first, "obsid": str(number), "obs_id": f"r{number:05d}", **times, **places}
+            )
+    with ArchiveServer(holdings) as server:
+        opened = archive(server, tmp_path)
+        seen: set[str] = set()
+        for ra, dec in regions:
+            where = {"coordinates": f"{ra} {dec}", "radius": "0.5 deg"}
+            rows = opened.client.observations({**opened.query.criteria(), **where}, 49_000, 60_000)
+            assert not seen & set(rows.obsid)
+            seen |= set(rows.obsid)
+        assert len(seen) == sum(sizes) == 24_472
+        assert server.count('"columns": "*"') == 6  # the largest in two halves
+        assert server.count("COUNT_BIG") == 7
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
