@@ -6,12 +6,12 @@ only read. A file is complete when its length and time have not changed between 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from astrid_pipeline.archives.base import copy_checked, safe_name, sha256_of
 from astrid_pipeline.archives.download import check_fits
@@ -148,17 +148,19 @@ class Inbox:
         os.replace(temporary, self._index)
 
 
-def mirror(store: Store, folder: Path, seen: dict[str, list[int]]) -> dict[str, list[int]]:
+def mirror(store: Store, folder: Path, seen: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Bring a bucket prefix's FITS objects into a folder, each once; objects in a bucket are always complete.
+
+    An object that was overwritten comes again, also where the new one has the old one's length.
 
     Returns
     -------
     seen:
-        Length of each object that was brought, to hand over at the next look.
+        Length and version (ETag) of each object that was brought, to hand over at the next look.
     """
     out = dict(seen)
     for entry in store.list():
-        stamp = [entry.size, int(hashlib.sha256(entry.key.encode()).hexdigest()[:8], 16)]
+        stamp = [entry.size, entry.version]
         if not SUFFIX.search(entry.key) or out.get(entry.key) == stamp:
             continue
         store.get_file(entry.key, folder / entry.key)

@@ -266,7 +266,8 @@ class S3Store:
                 Bucket=self.bucket, Prefix=start
             ):
                 found += [
-                    StoredObject(entry["Key"][cut:], int(entry["Size"])) for entry in page.get("Contents", [])
+                    StoredObject(entry["Key"][cut:], int(entry["Size"]), version=str(entry.get("ETag", "")))
+                    for entry in page.get("Contents", [])
                 ]
         return sorted(found, key=lambda entry: entry.key)
 

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -32,11 +33,15 @@ _SCRATCH = ".tmp"
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What the store says about an object: key, bytes, SHA-256 in hex (None where it was not recorded)."""
+    """What the store says about an object: key, bytes, SHA-256 in hex (None where it was not recorded).
+
+    `version` is what a listing gives for telling contents apart: the ETag, or a file's time of change.
+    """
 
     key: str
     size: int
     sha256: str | None = None
+    version: str | None = dataclass_field(default=None, compare=False)
 
 
 @runtime_checkable
@@ -267,10 +272,11 @@ class LocalStore:
                 path = Path(folder) / name
                 if not name.startswith("."):
                     try:
-                        size = path.stat().st_size
+                        stat = path.stat()
                     except FileNotFoundError:
                         continue  # removed by another process since the folder was read
-                    found.append(StoredObject(path.relative_to(self.root).as_posix(), size))
+                    name = path.relative_to(self.root).as_posix()
+                    found.append(StoredObject(name, stat.st_size, version=str(stat.st_mtime_ns)))
         return sorted(found, key=lambda entry: entry.key)
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -173,6 +173,29 @@ def test_a_bucket_is_mirrored_once(tmp_path, box):
     assert not (box.source / "night" / "a.fits").exists()
 
 
+def test_an_object_overwritten_by_one_of_the_same_length_is_taken_again(tmp_path, box):
+    """On a real S3 server, whose listing says so by the ETag alone."""
+    from astrid_pipeline_tests.s3_servers import s3_server
+
+    first = write(tmp_path / "a.fits", np.ones((8, 8), np.uint16)).read_bytes()
+    second = write(tmp_path / "b.fits", np.full((8, 8), 2, np.uint16)).read_bytes()
+    assert len(first) == len(second)
+    with s3_server("moto", tmp_path) as server:
+        store = server.store("inbox")
+        store.put_bytes("a.fits", first)
+        seen = mirror(store, box.source, {})
+        store.put_bytes("a.fits", second)
+        waiting: dict[str, list[int]] = {}
+        for _ in range(3):
+            seen = mirror(store, box.source, seen)
+            _, waiting = box.look(waiting)
+        assert fits.getdata(box.source / "a.fits")[0, 0] == 2
+        assert [fits.getdata(path)[0, 0] for path in box.received.glob("*.fits")] == [2]
+        brought = (box.source / "a.fits").stat().st_mtime_ns
+        mirror(store, box.source, seen)
+        assert (box.source / "a.fits").stat().st_mtime_ns == brought  # once
+
+
 def test_an_inbox_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ReadError, match="ASTRID_INBOX"):
         Inbox(tmp_path / "none", tmp_path).look({})
