@@ -51,6 +51,8 @@ def filter_from(query: Queue, kind: queue.Kind, who: str, gold: bool = False) ->
 
 
 def _list(here: Context, who: str, query: Paged, kind: queue.Kind) -> Listing:
+    if query.sort == "worth" and query.cursor is None:
+        here.teacher.refresh(query.night)
     page = queue.list_sources(here.catalog, filter_from(query, kind, who), query.limit, query.cursor)
     return Listing(items=[tidy(row) for row in page.rows], next=page.next)
 

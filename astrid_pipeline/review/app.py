@@ -21,6 +21,7 @@ from astrid_pipeline.review.context import Context, Here
 from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.schemas import Health
 from astrid_pipeline.review.stamps import StampStore
+from astrid_pipeline.review.teach import Teacher
 from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def create_app(
     catalog = catalog or Catalog(postgres.database_url("astrid", settings))
     store = store or open_store(settings)
     gate, runs = Gate(catalog, settings.home), Runs(settings, instance)
-    context = Context(settings, catalog, StampStore(store), gate, store, runs)
+    context = Context(settings, catalog, StampStore(store), gate, store, runs, Teacher(catalog))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from astrid_pipeline.catalog import Catalog
 from astrid_pipeline.review.access import Gate, Identity
 from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.stamps import StampStore
+from astrid_pipeline.review.teach import Teacher
 from astrid_pipeline.settings import Settings
 
 
@@ -26,6 +27,7 @@ class Context:
     gate: Gate
     store: Any
     runs: Runs
+    teacher: Teacher
 
 
 def context_of(request: Request) -> Context:

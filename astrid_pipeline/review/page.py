@@ -118,6 +118,8 @@ def review(request: Request) -> Response:
         latest = facets["nights"][0] if facets["nights"] else None
         asked = PageQuery(night=dt.date.fromisoformat(latest) if latest else None, seen="unseen")
     wanted = filter_from(asked, asked.kind, me.who, gold=True)
+    if asked.sort == "worth" and asked.cursor is None:
+        here.teacher.refresh(asked.night)
     page = queue.list_sources(here.catalog, wanted, ROWS, asked.cursor)
     chosen = asked.model_dump(mode="json", exclude_none=True, exclude={"limit", "cursor"})
     return _render(
@@ -184,6 +186,7 @@ def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
         ],
         "alert": features if features.get("survey") else None,
         "shapes": [(title, features[name]) for name, title in _SHAPES if features.get(name) is not None],
+        "teaches": features.get("teaches") if source["state"] == "unseen" else None,
         "flags": names(source["flags"]),
         "classes": labels.LABEL_CLASSES,
     }

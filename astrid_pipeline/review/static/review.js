@@ -178,6 +178,7 @@
     s: () => { look.stretch = (look.stretch + 1) % STRETCHES.length; paint(); say("stretch " + STRETCHES[look.stretch]); },
     "+": () => { look.zoom = Math.min(3, look.zoom + 1); paint(); }, "=": () => KEYS["+"](), "-": () => { look.zoom = Math.max(1, look.zoom - 1); paint(); },
     n: () => panel.querySelector("#note")?.focus(), c: () => copy("#degrees"), x: () => copy("#sexagesimal"),
+    t: () => { const query = new URLSearchParams(main.dataset.query); query.set("sort", query.get("sort") === "worth" ? "score" : "worth"); query.set("descending", "true"); location.search = query; },
     q: () => main.classList.toggle("wide"), "?": () => (help.open ? help.close() : help.showModal()),
   };
   for (let n = 1; n <= 9; n++) KEYS[String(n)] = () => nthClass(n);
