@@ -4,6 +4,7 @@
 
 import datetime as dt
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ import pandas as pd
 
 from astrid_pipeline.assets.common import CPU_TAGS, OWNERS, number, preview, table_metadata
 from astrid_pipeline.assets.summary import night_summary
+from astrid_pipeline.errors import AstridError
 from astrid_pipeline.night.health import SURVEY_SUMMARY
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.products import ProductsResource
@@ -57,7 +59,13 @@ _CHECKS = {
     "nights_made": "Every night with exposures, older than three days, was made.",
     "files_whole": "A daily sample of raw files in the store are the bytes that were fetched.",
     "disk_space": "The disks have room for another night.",
+    "recent_images": "The images of the last 7 nights are of a quality of 0.8 or more.",
+    "recent_labels": "People who labelled the same sources in the last 7 days agree on 0.8 of them or more.",
+    "alert_sent": "What is wrong was told where ASTRID_ALERT_WEBHOOK and ASTRID_ALERT_EMAIL say.",
 }
+#: Of the images' quality and the labels' agreement: what was the best decile a year ago has lost a fifth.
+LEAST_RECENT = 0.8
+RECENT_DAYS = 7
 
 
 @dg.asset(
@@ -69,15 +77,23 @@ _CHECKS = {
     check_specs=[
         dg.AssetCheckSpec(name, asset="data_health", description=text) for name, text in _CHECKS.items()
     ],
-    code_version=code_version("night/health.py"),
+    code_version=code_version("night/health.py", "night/data_quality.py"),
 )
 def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.MaterializeResult:
-    """Whether archives answer, nights are made, files are whole, disks have room; what is wrong fails its check."""
-    from astrid_pipeline.night import health
+    """Whether archives answer, nights are made, files are whole, disks have room, images and labels are still good.
 
-    fields, kept, started = catalogue.open().fields(), products.open(), time.perf_counter()
+    What is wrong fails its check, and is told by webhook and e-mail (ASTRID_ALERT_WEBHOOK, ASTRID_ALERT_EMAIL).
+    """
+    from astrid_pipeline.catalog import labels
+    from astrid_pipeline.night import data_quality, health
+
+    catalog, kept, started = catalogue.open(), products.open(), time.perf_counter()
+    fields = catalog.fields()
     today = dt.datetime.now(dt.UTC).date()
     damaged, read = health.damaged_files(fields, kept, seed=today.toordinal())
+    images = data_quality.recent_quality(fields, kept, today, RECENT_DAYS)
+    since = dt.datetime.now(dt.UTC) - dt.timedelta(days=RECENT_DAYS)
+    agreement, shared = labels.agreement(catalog, since)
     settings = get_settings()
     folders = {"home": settings.home}
     if not settings.store_url.startswith("s3://"):
@@ -96,11 +112,26 @@ def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.
             "remove the file from the store and materialize observations of that night again",
         ),
         "disk_space": (health.full_disks(folders), "make room, or set ASTRID_STORE to a larger place"),
+        "recent_images": (
+            data_quality.poor_fields(images, LEAST_RECENT),
+            "look at the nights' frames: focus, clouds, a new mask; a dataset of them may be refused",
+        ),
+        "recent_labels": (
+            {}
+            if agreement is None or agreement >= LEAST_RECENT
+            else {"labels": f"{agreement:.0%} agreement over {shared} sources that two or more labelled"},
+            "settle the disputed queue, and look at the scan report's completeness and purity",
+        ),
     }
+    found["alert_sent"] = (_tell(found), "check the addresses: nobody was told of what is wrong")
     return dg.MaterializeResult(
         metadata={
             "fields": len(fields),
             "files_read": read,
+            "recent_images": len(images),
+            "recent_quality": number(images["quality"].mean() if len(images) else None, 3),
+            "labels_of_two_or_more": shared,
+            "agreement": number(agreement, 3),
             "wrong": sum(len(bad) for bad, _ in found.values()),
             "seconds": number(time.perf_counter() - started, 2),
         },
@@ -116,3 +147,21 @@ def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.
             for name, (bad, remedy) in found.items()
         ],
     )
+
+
+def _tell(found: Mapping[str, tuple[Mapping[str, str], str]]) -> dict[str, str]:
+    """Send what is wrong to whom the settings name; return why it could not be sent."""
+    from astrid_pipeline.services.notify import alert
+
+    lines = [
+        f"{name}: {key}: {value} — {remedy}"
+        for name, (bad, remedy) in found.items()
+        for key, value in bad.items()
+    ]
+    if not lines:
+        return {}
+    try:
+        alert(f"AstrID: {len(lines)} things are wrong with the data", "\n".join(lines))
+    except AstridError as error:
+        return {"alert": str(error)}
+    return {}

@@ -251,18 +251,32 @@ def kappa(catalog: Catalog, since: dt.datetime | None = None) -> tuple[float | N
     Fleiss (1971), with the mean over sources of the share of agreeing pairs, so that numbers of voters may differ;
     None where fewer than two sources have two votes, or all votes are alike and chance agreement is 1.
     """
-    given = events(catalog, since=since)
+    counts = _votes(catalog, since)
+    return (fleiss_kappa(counts) if len(counts) >= 2 else None), len(counts)
+
+
+def agreement(catalog: Catalog, since: dt.datetime | None = None) -> tuple[float | None, int]:
+    """Return the mean share of agreeing pairs over sources that two or more people voted on, and their number."""
+    counts = _votes(catalog, since)
+    return (sum(map(_agreeing_pairs, counts)) / len(counts) if counts else None), len(counts)
+
+
+def _votes(catalog: Catalog, since: dt.datetime | None) -> list[tuple[int, int]]:
+    """Return how many called each source real and bogus, of those with two votes or more."""
     by_source: dict[str, list[dict[str, Any]]] = {}
-    for event in given:
+    for event in events(catalog, since=since):
         by_source.setdefault(event["source_key"], []).append(event)
     counts = []
     for mine in by_source.values():
         votes = Counter(e["verdict"] for e in standing(mine) if e["verdict"] != "unsure")
         if sum(votes.values()) >= 2:
             counts.append((votes["real"], votes["bogus"]))
-    if len(counts) < 2:
-        return None, len(counts)
-    return fleiss_kappa(counts), len(counts)
+    return counts
+
+
+def _agreeing_pairs(row: tuple[int, ...]) -> float:
+    n = sum(row)
+    return sum(c * (c - 1) for c in row) / (n * (n - 1))
 
 
 def fleiss_kappa(counts: Sequence[tuple[int, ...]]) -> float | None:
@@ -270,8 +284,7 @@ def fleiss_kappa(counts: Sequence[tuple[int, ...]]) -> float | None:
     agree = []
     totals: Counter[int] = Counter()
     for row in counts:
-        n = sum(row)
-        agree.append(sum(c * (c - 1) for c in row) / (n * (n - 1)))
+        agree.append(_agreeing_pairs(row))
         totals.update(dict(enumerate(row)))
     everything = sum(totals.values())
     chance = sum((count / everything) ** 2 for count in totals.values())

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from astrid_pipeline.errors import ModelError, ReadError
 
 IMAGES, MASKS, SAMPLES, FACTS = "images.npy", "masks.npy", "samples.parquet", "facts.json"
+#: The same places in the calibrated frame (its units) and in the raw file (counts); NaN where it was gone.
+CALIBRATED, RAW = "calibrated.npy", "raw.npy"
 
 
 class LabelledStamps(Dataset[tuple[Tensor, int]]):
@@ -57,25 +59,32 @@ class LabelledStamps(Dataset[tuple[Tensor, int]]):
         self.samples = samples if split is None else samples[samples["split"] == split].reset_index(drop=True)
         if not len(self.samples):
             raise ModelError(f"the split {split!r} is empty", where=folder, remedy="collect more labels")
-        self._images: npt.NDArray[np.float32] | None = None
-        self._masks: npt.NDArray[np.int32] | None = None
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getstate__(self) -> dict[str, Any]:
         # A mapping cannot be handed to a worker: it opens the file itself.
-        return {**self.__dict__, "_images": None, "_masks": None}
+        return {**self.__dict__, "_arrays": {}}
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        row = self.samples.iloc[index]
-        if self._images is None:
-            self._images = np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        planes = np.nan_to_num(np.array(self._images[int(row["row"])], np.float32))
-        return from_numpy(planes), int(row["is_anomaly"])
+        planes = np.nan_to_num(self._stamp(IMAGES, index).astype(np.float32))
+        return from_numpy(planes), int(self.samples["is_anomaly"].iloc[index])
+
+    def _stamp(self, name: str, index: int) -> npt.NDArray[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        return np.array(self._arrays[name][int(self.samples["row"].iloc[index])])
 
     def mask(self, index: int) -> npt.NDArray[np.int32]:
         """Return the (63, 63) mask bits of a sample, the reference's shifted (`imaging.mask`)."""
-        if self._masks is None:
-            self._masks = np.load(self.folder / MASKS, mmap_mode="r", allow_pickle=False)
-        return np.array(self._masks[int(self.samples["row"].iloc[index])])
+        return self._stamp(MASKS, index)
+
+    def calibrated(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the (63, 63) pixels of a sample in the calibrated frame, its units; NaN where there is none."""
+        return self._stamp(CALIBRATED, index)
+
+    def raw(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the (63, 63) pixels of a sample as they were read, counts; NaN where the file was gone."""
+        return self._stamp(RAW, index)

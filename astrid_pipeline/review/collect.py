@@ -10,33 +10,32 @@ import datetime as dt
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from sqlalchemy import delete, insert, text
 
-from astrid_pipeline.catalog import Catalog, labels, sky
+from astrid_pipeline.catalog import Catalog, labels
 from astrid_pipeline.catalog.review_models import TrainingSample
 from astrid_pipeline.catalog.rows import plain
-from astrid_pipeline.errors import ConfigError, MissingProductError
-from astrid_pipeline.learning.data import split_of
+from astrid_pipeline.errors import ConfigError, ServiceError
 from astrid_pipeline.learning.labelled import FACTS, IMAGES, MASKS, SAMPLES, LabelledStamps
-from astrid_pipeline.night.stamps import cut, planes_of
 from astrid_pipeline.resources.folders import get_folder, put_folder
 from astrid_pipeline.resources.frames import file_name
 from astrid_pipeline.resources.products import Products
 from astrid_pipeline.resources.store import Store
-from astrid_pipeline.review import quality
+from astrid_pipeline.review import quality, splitting
+from astrid_pipeline.review.cutting import cut_samples
+from astrid_pipeline.review.dataset_log import log_dataset
 
-SHARES: Mapping[str, float] = {"train": 0.7, "valid": 0.15, "test": 0.15}
+if TYPE_CHECKING:
+    from astrid_pipeline.resources.tracking import Tracking
+
 #: The larger class has at most this many times the smaller one's samples: neither drowned nor alone.
 MOST_TO_LEAST = 3
-#: HEALPix order of the pieces of sky that splits are made of, where a source has no object: 52″.
-_SPLIT_ORDER = 12
 
 
 class RefusedError(ConfigError):
@@ -100,41 +99,51 @@ def stratified(found: pd.DataFrame, most: int) -> pd.DataFrame:
     return kept.sort_index().reset_index(drop=True)
 
 
-def splits(samples: pd.DataFrame, seed: int) -> list[str]:
-    """Return the split of each sample: by piece of sky, so that an object is in one whatever the night and filter."""
-    index = samples["object_hpx"].fillna(samples["hpx29"])
-    pieces = [
-        f"{row_field}:{int(hpx) >> 2 * (sky.ORDER - _SPLIT_ORDER)}"
-        if hpx == hpx and hpx is not None
-        else exposure
-        for row_field, hpx, exposure in zip(
-            samples["field"], index.astype(object), samples["exposure_id"], strict=True
-        )
-    ]
-    return [split_of(piece, SHARES, seed) for piece in pieces]
+def surveys_of(catalog: Catalog, wanted: Collection) -> list[int]:
+    """Return the surveys that were asked for; if none was, those that have sources in the window."""
+    if wanted.survey_ids:
+        return list(wanted.survey_ids)
+    query = text(
+        "SELECT f.survey_id FROM fields f WHERE EXISTS (SELECT 1 FROM sources s WHERE s.field_id = f.id "
+        "AND s.night BETWEEN :start AND :end) GROUP BY f.survey_id ORDER BY f.survey_id"
+    )
+    with catalog.reading("list surveys") as connection:
+        return [int(i) for i in connection.scalars(query, {"start": wanted.start, "end": wanted.end})]
 
 
-def collect(catalog: Catalog, store: Store, wanted: Collection, who: str) -> dict[str, Any]:
-    """Collect a dataset, check it, keep it, and return its row with its checks.
+def collect(
+    catalog: Catalog, store: Store, wanted: Collection, who: str, tracking: Tracking | None = None
+) -> dict[str, Any]:
+    """Collect a dataset, check it, keep it, log it to MLflow, and return its row with its checks.
+
+    Where MLflow does not answer, the dataset is kept all the same: `mlflow_run_id` is None then, `problem` says why,
+    and `log_again` logs it.
+
+    Parameters
+    ----------
+    tracking:
+        MLflow; default: that of the settings.
 
     Raises
     ------
     RefusedError
-        If a check fails; the reasons are in it.
+        If a check that a dataset must pass fails; the reasons are in it.
     ConfigError
         If there is a dataset of that name: a dataset is never changed.
     """
     if store.exists(f"{dataset_path(wanted.name)}/index.json"):
         raise ConfigError("there is a dataset of that name", where=wanted.name, remedy="choose another name")
     samples = choose(catalog, wanted)
+    split, by = splitting.splits(samples, wanted.seed) if len(samples) else (pd.Series(dtype=object), "sky")
+    apart = splitting.left_out(split)
+    samples = samples.assign(split=split)[split.notna().to_numpy(bool)].reset_index(drop=True)
     kappa, shared = labels.kappa(catalog)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        table = _cut(Products(store), samples, folder)
-        table["split"] = splits(table, wanted.seed) if len(table) else []
-        found = quality.checks(table, kappa, shared)
-        failed = [c for c in found if not c.passed]
-        if failed:
+        table = cut_samples(Products(store), samples, folder)
+        surveys = surveys_of(catalog, wanted)
+        found = quality.checks(table, kappa, shared, surveys)
+        if failed := quality.refused(found):
             told = "; ".join(
                 f"{c.name} is {c.value if c.value is None else round(c.value, 3)}, asked is {c.asks}"
                 for c in failed
@@ -146,7 +155,13 @@ def collect(catalog: Catalog, store: Store, wanted: Collection, who: str) -> dic
             "".join(sorted(table["sha256"] + table["is_anomaly"].astype(str))).encode()
         ).hexdigest()
         params = {name: str(v) if isinstance(v, dt.date) else v for name, v in asdict(wanted).items()}
-        params |= {"left_out": len(samples) - len(table), "quality": quality.as_rows(found)}
+        params |= {
+            "left_out": len(samples) - len(table),
+            "left_out_by_split": apart,
+            "split_by": by,
+            "surveys": surveys,
+            "quality": quality.as_rows(found),
+        }
         kept = table.drop(columns=["features"]).astype({"night": str})
         kept.to_parquet(folder / SAMPLES, index=False)
         (folder / FACTS).write_text(json.dumps({"name": wanted.name, "hash": digest, **params}, default=str))
@@ -164,6 +179,11 @@ def collect(catalog: Catalog, store: Store, wanted: Collection, who: str) -> dic
         created_by=who,
     )
     _keep_samples(catalog, identity, wanted.name, table)
+    logged: dict[str, Any] = {"mlflow_run_id": None}
+    try:
+        logged = {"mlflow_run_id": log_again(store, identity, wanted.name, tracking)}
+    except ServiceError as error:
+        logged["problem"] = f"{error.what} ({error.remedy})"
     return {
         "id": identity,
         "name": wanted.name,
@@ -171,59 +191,25 @@ def collect(catalog: Catalog, store: Store, wanted: Collection, who: str) -> dic
         "total_samples": len(table),
         "quality_score": score,
         "anomaly_ratio": float(table["is_anomaly"].mean()),
+        "split_by": by,
         "checks": quality.as_rows(found),
+        **logged,
     }
 
 
-def _cut(products: Products, samples: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Cut every sample's planes and mask from its difference image; those whose image is gone are left out."""
-    images: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    rows: list[dict[str, Any]] = []
-    about: list[dict[str, Any]] = []
-    for (field, night), of_night in samples.groupby(["field", "night"], sort=True):
-        try:
-            frames = products.frames("difference_images", str(field), str(night))
-        except MissingProductError:
-            continue
-        for exposure, mine in of_night.groupby("exposure_id", sort=True):
-            if exposure not in frames:
-                continue
-            difference, meta = frames[str(exposure)], frames.meta(str(exposure))
-            about.append(
-                {
-                    "exposure_id": exposure,
-                    "field": field,
-                    "filter": meta.get("filter"),
-                    "seeing": meta.get("seeing", np.nan),
-                    "noise": meta.get("science_sky_sigma", np.nan),
-                    "masked_fraction": meta.get("masked_fraction", 0.0),
-                    "score_sigma": meta.get("score_sigma", np.nan),
-                    "reference_id": meta.get("reference_id"),
-                }
-            )
-            for row in mine.to_dict(orient="records"):
-                planes, _ = planes_of(difference, row["x"], row["y"])
-                mask = cut(difference.mask, row["x"], row["y"])
-                rows.append(
-                    {
-                        **{str(k): v for k, v in row.items()},
-                        "row": len(rows),
-                        "sha256": hashlib.sha256(planes.tobytes()).hexdigest(),
-                    }
-                )
-                images.append(planes)
-                # Outside the frame: NO_DATA, as everywhere.
-                masks.append(np.where(np.isfinite(mask), mask, 128).astype(np.int32))
-    if not rows:
-        return pd.DataFrame(columns=[*samples.columns, "row", "sha256", "quality"])
-    np.save(folder / IMAGES, np.stack(images).astype(np.float32), allow_pickle=False)
-    np.save(folder / MASKS, np.stack(masks), allow_pickle=False)
-    exposures = pd.DataFrame(about).astype({"seeing": float, "noise": float, "score_sigma": float})
-    exposures["quality"] = quality.image_quality(exposures)
-    return pd.DataFrame(rows).merge(
-        exposures[["exposure_id", "field", "quality", "seeing", "reference_id"]], on=["exposure_id", "field"]
-    )
+def log_again(store: Store, identity: int, name: str, tracking: Tracking | None = None) -> str:
+    """Log a dataset that is kept to MLflow as `training_data_<id>`, and return the run's id.
+
+    Raises
+    ------
+    ServiceError
+        If MLflow does not answer.
+    MissingProductError
+        If there is no such dataset in the store.
+    """
+    from astrid_pipeline.resources.tracking import Tracking
+
+    return log_dataset(tracking or Tracking(), identity, AstridDataset(name, store=store))
 
 
 def _keep_samples(catalog: Catalog, identity: int, name: str, table: pd.DataFrame) -> None:
@@ -255,6 +241,7 @@ def _keep_samples(catalog: Catalog, identity: int, name: str, table: pd.DataFram
                                 "quality",
                                 "label_source",
                                 "sha256",
+                                "raw_sha256",
                             )
                         }
                         | {"night": str(row["night"])}

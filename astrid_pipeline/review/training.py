@@ -75,6 +75,15 @@ def dataset(here: Here, me: Reader, dataset_id: Id) -> dict[str, Any]:
     return _dataset(here, dataset_id)
 
 
+@router.post("/{dataset_id}/log", status_code=201)
+def log(here: Here, me: Labeller, dataset_id: Id) -> dict[str, Any]:
+    """Log a dataset to MLflow, once more: where MLflow did not answer when it was collected."""
+    name = str(_dataset(here, dataset_id)["name"])
+    run = collecting.log_again(here.store, dataset_id, name)
+    access.audit(here.catalog, me.who, "log dataset", {"name": name, "mlflow_run_id": run})
+    return {"mlflow_run_id": run}
+
+
 @router.get("/{dataset_id}/samples")
 def samples(
     here: Here,
