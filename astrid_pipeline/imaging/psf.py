@@ -112,6 +112,7 @@ def fit_psf(
     weight = 1 - cut_stamps(is_set(mask), x0, y0, size, fill=True).astype(np.float32)
 
     core = _core_size(fwhm, half)
+    noise = _without_own_counts(noise, stamps, weight, core)
     inner = slice(half - core // 2, half + core // 2 + 1)
     zeros = np.zeros(len(x))
     start = Moffats(x - x0, y - y0, zeros + np.log(fwhm), zeros, zeros, 3.0)
@@ -155,6 +156,28 @@ def fit_psf(
         model=pixels.model[pixels.kept],
         fitted=pixels.fitted[pixels.kept],
     )
+
+
+def _without_own_counts(noise: Stack, stamps: Stack, weight: Stack, core: int) -> Stack:
+    """Return stamps' variances as far as possible without the counts' own noise, (N, S, S).
+
+    Where a pixel's variance is estimated from its own counts, pixels that noise lowered weigh more than those it
+    raised: a PSF fitted so has wings that are too faint by one count a pixel and star, and fluxes measured with it
+    are 0.4 % too low. How far the variance follows the counts is read off the stamps' outskirts; there the light is
+    replaced by its mean over 3 x 3 pixels.
+    """
+    from scipy.ndimage import uniform_filter
+
+    half = stamps.shape[1] // 2
+    rough = stamps - uniform_filter(stamps, (0, 3, 3), mode="nearest")
+    outside = weight > 0
+    outside[:, half - core // 2 : half + core // 2 + 1, half - core // 2 : half + core // 2 + 1] = False
+    outside &= np.square(rough) < 9 * noise
+    change = (noise - uniform_filter(noise, (0, 3, 3), mode="nearest"))[outside].astype(float)
+    counts = rough[outside].astype(float)
+    power = float(counts @ counts)
+    slope = max(float(counts @ change) / power, 0.0) if power > 0 else 0.0
+    return np.maximum(noise - np.float32(slope) * rough, np.float32(0.25) * noise)
 
 
 def _core_size(fwhm: float, half: int) -> int:

@@ -207,6 +207,35 @@ def test_a_surface_follows_what_the_sources_say_and_no_more():
     assert np.abs(flat.surface.at(gx, gy) - 3).max() < 0.01
 
 
+def test_of_five_sources_two_that_moved_are_left_behind():
+    x, y = np.array([60.0, 100, 180, 120, 130]), np.array([180.0, 70, 200, 210, 130])
+    error = np.array([0.002, 0.005, 0.011, 0.035, 0.043])
+    fit = fit_surface((256, 256), x, y, np.array([-0.317, -0.052, -0.017, -0.033, 0.383]), error, 9)
+    assert fit.inliers.tolist() == [False, True, True, True, False]
+    assert fit.surface.at(128, 128) == pytest.approx(-0.04, abs=0.03)
+    assert fit.left < 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_surface_does_not_run_off_at_the_border(seed: int):
+    shape = (1000, 1000)
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(0, 1000, (2, 130))
+    error = rng.uniform(0.005, 0.03, 130)
+    phase, turn = rng.uniform(0, 2 * np.pi, 2)
+
+    def truth(x, y):
+        along = np.cos(turn) * x + np.sin(turn) * y
+        return 0.1 * np.sin(2 * np.pi * 1.6 * along / 1000 + phase)
+
+    fit = fit_surface(shape, x, y, truth(x, y) + rng.normal(0, error), error, 9)
+    along = np.linspace(0, 999, 200)
+    sides = [(along, 0 * along), (along, 0 * along + 999), (0 * along, along), (0 * along + 999, along)]
+    for u, v in sides:
+        # What the surface lacks on the border is of the size of the shift itself, not of its polynomials.
+        assert np.abs(fit.surface.at(u, v) - truth(u, v)).max() < 0.12
+
+
 def test_robust_sigma_sees_through_one_sided_artefacts():
     rng = np.random.default_rng(0)
     values = rng.normal(0, 2.0, 100_000)

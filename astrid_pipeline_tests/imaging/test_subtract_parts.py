@@ -158,6 +158,47 @@ def test_noise_around_a_bright_star_is_measured_ring_by_ring():
     assert quiet.max() < 1.7
 
 
+def test_what_is_left_beside_spilled_charge_counts_as_noise():
+    rng = np.random.default_rng(1)
+    shape = (200, 200)
+    y, x = np.mgrid[:200, :200]
+    static = 2e5 * np.exp(-0.5 * (np.hypot(x - 100, y - 100) / 1.5) ** 2)
+    bad = (np.hypot(x - 100, y - 100) < 3) | ((np.abs(x - 100) < 2) & (np.abs(y - 100) < 20))
+    flux = rng.normal(0, 1, shape).astype(np.float32)
+    flux[115, 103] = 9.0
+    variance = np.ones(shape, np.float32)
+    halos.raise_variance(flux, variance, static.astype(np.float32), bad, 3.0)
+    assert 9.0 / np.sqrt(variance[115, 103]) < 5
+    assert np.median(variance[bad == 0]) == 1
+    # A bad column that no bright star spilled into is left as it is.
+    column = np.abs(x - 40) < 2
+    variance[:] = 1
+    flux[115, 43] = 9.0
+    halos.raise_variance(flux, variance, static.astype(np.float32), bad | column, 3.0)
+    assert variance[115, 43] == 1
+
+
+def test_sources_that_changed_do_not_speak_for_the_match():
+    rng = np.random.default_rng(3)
+    shape = (300, 300)
+    static = np.zeros(shape)
+    at = [(50, 50), (50, 200), (150, 120), (220, 60), (220, 220)]
+    for cx, cy in at:
+        static += draw(shape, np.array([float(cx)]), np.array([float(cy)]), np.array([4e4]), 4.0)
+    flux = rng.normal(0, 30, shape)
+    moved = np.array(at[:2])
+    for cx, cy in moved:
+        box = (slice(cy - 20, cy + 21), slice(cx - 20, cx + 21))
+        flux[box] += 0.3 * np.gradient(static, axis=1)[box]
+    planes = flux.astype(np.float32), np.full(shape, 900.0, np.float32), static.astype(np.float32)
+    nowhere = np.zeros(shape, bool)
+    _, deaf = score.variance_left(*planes, nowhere, moved)
+    assert deaf.sigma_x < 0.06
+    # With too few others to speak all of them are heard.
+    _, all_heard = score.variance_left(*planes, nowhere, np.array(at[:3]))
+    assert all_heard == score.variance_left(*planes, nowhere)[1]
+
+
 def test_what_matching_left_is_measured_not_assumed():
     rng = np.random.default_rng(0)
     shape = (400, 400)

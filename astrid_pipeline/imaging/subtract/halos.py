@@ -8,10 +8,12 @@ noise the variance is raised to it. Medians over a ring do not see a transient t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.stats import norm
 
 from astrid_pipeline.imaging.frame import Image
 
@@ -24,8 +26,8 @@ RINGS = (0.5, 2.0, 4.0, 6.5, 9.5, 13.0, 17.5, 23.0, 30.0)
 SIGNIFICANT = 2.5
 LEAST = 1.1
 
-#: Rings next to a saturated core, where single peaks count; the highest of some hundred independent Gaussian values
-#: would be about `PEAK`.
+#: Rings next to a saturated core and what bled from it, where single peaks count: the highest of n independent Gaussian
+#: values would be what one in 4 n exceeds, but never less than `PEAK`.
 CLOSE = 3
 PEAK = 2.7
 
@@ -58,27 +60,43 @@ def raise_variance(flux: Image, variance: Image, static: Image, bad: _Bool, fwhm
             slice(max(s.start - reach, 0), min(s.stop + reach, size))
             for s, size in ((rows, flux.shape[0]), (columns, flux.shape[1]))
         )
-        distance = ndimage.distance_transform_edt(labels[window] != index)
+        core, usable = labels[window] == index, ~bad[window]
         score = np.abs(flux[window]) / np.sqrt(before[window])
-        usable = ~bad[window]
-        ring = np.digitize(distance, RINGS)
         hit = False
-        saturated = bool((bad[window] & (distance == 0)).any())
-        for k in range(0 if saturated else 1, len(RINGS)):
-            inside = ring == k
+        for inside in _rings(core, RINGS):
             values = score[inside & usable]
             independent = len(values) / correlated
-            close = saturated and k < CLOSE
-            if len(values) == 0 or (independent < 3 and not close):
+            if independent < 3:
                 continue
             # The median of |x| of a unit Gaussian is 0.6745, its standard error 0.79 / √n.
             width = float(np.median(values)) / 0.6745
-            if close:
-                # Beside a saturated core light falls by half from pixel to pixel: what is left comes in single peaks.
-                width = max(width, float(values.max()) / PEAK)
-            if width > max(LEAST, 1 + SIGNIFICANT * 1.17 / math.sqrt(max(independent, 3.0))):
-                target = variance[window]
-                target[inside] = np.maximum(target[inside], before[window][inside] * np.float32(width**2))
-                hit = True
+            if width > max(LEAST, 1 + SIGNIFICANT * 1.17 / math.sqrt(independent)):
+                hit |= _raise(variance[window], before[window], inside, width)
+        if (core & ~usable).any():
+            # Beside a saturated core light falls by half from pixel to pixel, and what bled from it is as steep: what
+            # is left comes in single peaks.
+            parts, _ = ndimage.label(core | ~usable, np.ones((3, 3)))
+            spilled = np.isin(parts, np.unique(parts[core]))
+            for region in (core, spilled):
+                for inside in (region, *_rings(region, RINGS[: CLOSE + 1])):
+                    values = score[inside & usable]
+                    if len(values):
+                        highest = max(PEAK, norm.isf(0.25 / max(len(values) / correlated, 1.0)))
+                        width = float(values.max()) / highest
+                        if width > LEAST:
+                            hit |= _raise(variance[window], before[window], inside, width)
         raised += hit
     return raised
+
+
+def _rings(region: _Bool, edges: tuple[float, ...]) -> Iterator[_Bool]:
+    """Yield the pixels whose distance from a region lies between two edges, from the inside out."""
+    ring = np.digitize(ndimage.distance_transform_edt(~region), edges)
+    for k in range(1, len(edges)):
+        yield ring == k
+
+
+def _raise(variance: Image, before: Image, inside: _Bool, width: float) -> bool:
+    """Raise the variance inside to `width`² times what it was before, in place; return True."""
+    variance[inside] = np.maximum(variance[inside], before[inside] * np.float32(width**2))
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,11 @@ from astrid_pipeline.imaging.subtract.arrays import Array, Surface
 SOURCES_PER_TERM = 6
 #: Sources further off than this many standard deviations belong to no surface. 4: of 1500 good ones 0.1 is lost.
 OUTLIER = 4.0
+#: Correlation lengths of a surface that are tried, in halves of the frame's longer side: from what the highest degree
+#: can just follow to a mere slope.
+LENGTHS = (0.2, 0.3, 0.45, 0.7, 1.1, 2.0, 4.0)
+#: Amplitudes that are tried, in units of the values' own spread; the smallest is a constant.
+AMPLITUDES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +81,8 @@ def fit_surface(
     """Fit a polynomial of up to `max_degree` to values of n ≥ 1 sources.
 
     Outliers are found against least squares of as many terms as the sources can carry. The surface itself is the mean
-    of a Gaussian process: coefficients of degree t have a prior of width A ρ^t, and A and ρ are those under which the
-    values are most probable (the evidence). So it is as smooth as the sources say, and a constant if they say nothing.
+    of a Gaussian process of amplitude A and correlation length ℓ, both those under which the values are most probable
+    (the evidence). So it is as smooth as the sources say, and a constant if they say nothing.
     """
     n = len(values)
     values, errors = np.asarray(values, float), np.asarray(errors, float)
@@ -100,15 +106,13 @@ def fit_surface(
             if (kept == inliers).all():
                 break
             inliers = kept
-    smoothness = np.array([sum(t) for t in Surface.terms(max_degree)])
     design, good = full[inliers], values[inliers]
     grid = np.linspace(0, 1, 9)
     gx, gy = (g.ravel() for g in np.meshgrid(grid * (shape[1] - 1), grid * (shape[0] - 1)))
     everywhere = Surface.design(shape, max_degree, gx, gy)
     for _ in range(2):
         weight = 1 / (errors[inliers] ** 2 + scatter**2)
-        prior = _best_prior(design, good, weight, smoothness)
-        coefficients, covariance = _solve(design, good, weight, 1 / prior**2)
+        coefficients, covariance = _most_probable(shape, design, good, weight)
         # Terms in use: the trace of the hat matrix.
         used = float((((design @ covariance) * design).sum(1) * weight).sum())
         scatter = _excess(good - design @ coefficients, errors[inliers], used)
@@ -135,33 +139,62 @@ def _about_median(values: Array, errors: Array) -> tuple[npt.NDArray[np.bool_], 
     return deviation < max(OUTLIER, 1.5 * float(np.median(deviation))), scatter
 
 
-def _best_prior(design: Array, values: Array, weight: Array, smoothness: npt.NDArray[np.int64]) -> Array:
-    """Return the widths A ρ^t of the coefficients' prior that make the values most probable."""
+def _most_probable(
+    shape: tuple[int, int], design: Array, values: Array, weight: Array
+) -> tuple[Array, Array]:
+    """Return the coefficients under the process that makes the values most probable, and their covariance."""
     middle = float(np.average(values, weights=weight))
     spread = float(np.sqrt(np.average((values - middle) ** 2, weights=weight))) + 1e-12
     normal, right = design.T @ (weight[:, None] * design), design.T @ (weight * values)
-    best: tuple[float, Array] | None = None
-    for amplitude in (0.001, 0.03, 0.1, 0.3, 1.0, 3.0):
-        for decay in (0.3, 0.5, 0.7, 0.85):
-            width = amplitude * spread * decay ** smoothness.astype(float)
-            width[0] = 1e3 * (abs(middle) + spread)  # the level itself is free
-            matrix = normal + np.diag(1 / width**2)
-            factor = np.linalg.cholesky(matrix)
-            inner = np.linalg.solve(factor, right)
-            evidence = inner @ inner - 2 * np.log(np.diag(factor)).sum() - 2 * np.log(width).sum()
+    # Unknowns: the level, which is free, and independent parts of the process, each with a prior of its own width.
+    width = np.full(len(normal) + 1, 1e3 * (abs(middle) + spread))
+    best: tuple[float, Array, Array, Array] | None = None
+    for length in LENGTHS:
+        to_terms = _stationary(shape, design.shape[1], length)
+        matrix, vector = to_terms.T @ normal @ to_terms, to_terms.T @ right
+        for amplitude in AMPLITUDES:
+            width[1:] = amplitude * spread
+            # In units of the priors' widths: what the values say nothing of stays 1 on the diagonal.
+            scaled = width[:, None] * matrix * width + np.eye(len(width))
+            factor = np.linalg.cholesky(scaled)
+            inner = np.linalg.solve(factor, width * vector)
+            evidence = float(inner @ inner - 2 * np.log(np.diag(factor)).sum())
             if best is None or evidence > best[0]:
-                best = (float(evidence), width)
+                best = (evidence, scaled, width * vector, to_terms * width)
     assert best is not None
-    return best[1]
+    _, scaled, vector, to_terms = best
+    covariance = np.linalg.inv(scaled)
+    return to_terms @ (covariance @ vector), to_terms @ covariance @ to_terms.T
 
 
-def _solve(design: Array, values: Array, weight: Array, prior: Array | None = None) -> tuple[Array, Array]:
-    """Return the least-squares coefficients and their covariance; `prior` holds 1 / width² of each."""
+@lru_cache(maxsize=64)
+def _stationary(shape: tuple[int, int], terms: int, length: float) -> Array:
+    """Return the coefficients (terms, 1 + terms) of a level and of independent parts that make a stationary process.
+
+    The process has unit variance and a correlation exp(−d² / 2 ℓ²), ℓ in halves of the longer side; what of it
+    polynomials describe is its projection on them. A prior by degree alone would be several times wider at the border
+    than in the middle, since all polynomials are ± 1 there, and let the surface run off where few sources hold it.
+    """
+    degree = next(d for d in range(terms) if len(Surface.terms(d)) == terms)
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    values = np.polynomial.legendre.legvander(nodes, degree)
+    project = (values * weights[:, None]).T * (np.arange(degree + 1) + 0.5)[:, None]
+    along = []
+    for size in (shape[1], shape[0]):
+        reach = length * max(shape) / size
+        kernel = np.exp(-((nodes[:, None] - nodes) ** 2) / (2 * reach**2))
+        along.append(project @ kernel @ project.T)
+    i, j = (np.array(index) for index in zip(*Surface.terms(degree), strict=True))
+    covariance = along[0][np.ix_(i, i)] * along[1][np.ix_(j, j)]
+    covariance += 1e-9 * np.eye(terms)  # of the highest terms a long ℓ holds nothing
+    return np.column_stack([np.eye(terms)[:, 0], np.linalg.cholesky(covariance)])
+
+
+def _solve(design: Array, values: Array, weight: Array) -> tuple[Array, Array]:
+    """Return the least-squares coefficients and their covariance."""
     normal = design.T @ (weight[:, None] * design)
     # A trace of ridge keeps sources on one line, or fewer of them than terms, from being singular.
     normal += np.eye(len(normal)) * 1e-9 * np.trace(normal)
-    if prior is not None:
-        normal += np.diag(prior)
     covariance = np.linalg.inv(normal)
     return np.asarray(covariance @ (design.T @ (weight * values))), np.asarray(covariance)
 
