@@ -110,6 +110,16 @@ def set_person(catalog: Catalog, name: str, password: str, scopes: Sequence[str]
         )
 
 
+def disable_person(catalog: Catalog, name: str) -> None:
+    """Let somebody sign in no more; their sessions end at once. Raises `ConfigError` if there is none of that name."""
+    with catalog.transaction(f"disable {name}") as connection:
+        done = connection.execute(
+            update(Person).where(Person.name == name).values(disabled_at=func.now())
+        ).rowcount
+    if not done:
+        raise ConfigError("there is no such person", where=name, remedy="check how the name is written")
+
+
 def check_password(catalog: Catalog, name: str, password: str) -> list[str] | None:
     """Return a person's scopes if the password is right, else None; in the same time for unknown names."""
     with catalog.reading("check a password") as connection:

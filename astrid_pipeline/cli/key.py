@@ -87,3 +87,15 @@ def person(
     access.set_person(catalog, name, password, scope)
     access.audit(catalog, "command line", "set person", {"name": name, "scopes": list(scope)})
     out.print(f"{name} can sign in")
+
+
+@app.command("disable")
+def disable(name: Annotated[str, typer.Argument(help="Who may sign in no more.")]) -> None:
+    """Let somebody sign in no more; what they labelled stays."""
+    from astrid_pipeline.catalog import access
+    from astrid_pipeline.resources.catalogue import open_catalogue
+
+    catalog = open_catalogue()
+    access.disable_person(catalog, name)
+    access.audit(catalog, "command line", "disable person", {"name": name})
+    out.print(f"{name} cannot sign in any more")

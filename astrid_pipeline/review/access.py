@@ -135,8 +135,11 @@ class Gate:
     def sign_in(self, request: Request, name: str, password: str) -> str:
         """Return the session's cookie. Raises `Problem`, 401 or 429, alike for unknown names and wrong passwords."""
         _same_site(request)
-        self._limit(self._sign_ins, request.client.host if request.client else "?")
+        address = request.client.host if request.client else "?"
+        self._limit(self._sign_ins, address)
         if access.check_password(self._catalog, name, password) is None:
+            # As it was typed, shortened: some type their password there, which no log may hold whole.
+            access.audit(self._catalog, "nobody", "sign in refused", {"name": name[:3], "address": address})
             raise Problem(401, "name or password is wrong", "try again, or ask for a new password")
         access.audit(self._catalog, name, "sign in", {})
         return str(self._signer.dumps(name))

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from sqlalchemy import text
 
 from astrid_pipeline.catalog import access, gold, labels, objects, queue
-from astrid_pipeline.review.context import Context, Here, Labeller, Reader, tidy
+from astrid_pipeline.review.context import Admin, Context, Here, Labeller, Reader, tidy
 from astrid_pipeline.review.problems import Problem
 from astrid_pipeline.review.schemas import (
     Id,
@@ -187,7 +187,9 @@ def filters(here: Here, me: Reader) -> dict[str, dict[str, Any]]:
 @router.put("/filters/{name}", tags=["labels"], status_code=204, response_class=Response)
 def save_filter(here: Here, me: Labeller, name: Name, query: Queue) -> None:
     """Save a filter under a name."""
-    access.save_filter(here.catalog, me.who, name, query.model_dump(mode="json", exclude_none=True))
+    wanted = query.model_dump(mode="json", exclude_none=True)
+    access.save_filter(here.catalog, me.who, name, wanted)
+    access.audit(here.catalog, me.who, "save filter", {"name": name, "filter": wanted})
 
 
 # -- objects ---------------------------------------------------------------------------------------------------------
@@ -305,6 +307,24 @@ def models(here: Here, me: Reader) -> list[dict[str, Any]]:
         " detections FROM models m LEFT JOIN model_runs r ON r.model_id = m.id AND r.status = 'success'"
         " GROUP BY m.id ORDER BY m.id",
     )
+
+
+@router.get("/audit", tags=["audit"])
+def audit(
+    here: Here,
+    me: Admin,
+    after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Listing:
+    """List who did what beside labelling, oldest first (scope `admin`)."""
+    found = _rows(
+        here,
+        "read the audit trail",
+        "SELECT id, at, who, action, what FROM audit_log WHERE id > :after ORDER BY id LIMIT :limit",
+        after=after,
+        limit=limit,
+    )
+    return Listing(items=found, next=str(found[-1]["id"]) if len(found) == limit else None)
 
 
 @router.get("/fields", tags=["nights"])

@@ -52,10 +52,16 @@ def ingester(request: Request) -> Identity:
     return context_of(request).gate.require(request, "ingest")
 
 
+def administrator(request: Request) -> Identity:
+    """Return who asks; they may see what others did."""
+    return context_of(request).gate.require(request, "admin")
+
+
 Here = Annotated[Context, Depends(context_of)]
 Reader = Annotated[Identity, Depends(reader)]
 Labeller = Annotated[Identity, Depends(labeller)]
 Ingester = Annotated[Identity, Depends(ingester)]
+Admin = Annotated[Identity, Depends(administrator)]
 
 
 def tidy(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -242,6 +242,7 @@ async def sign_in(request: Request) -> Response:
 @router.post("/sign-out")
 def sign_out(request: Request, me: Reader) -> Response:
     """End the session."""
+    access.audit(context_of(request).catalog, me.who, "sign out", {})
     answer = RedirectResponse("/sign-in", 303)
     answer.delete_cookie(COOKIE)
     return answer

@@ -37,14 +37,14 @@ def collect(here: Here, me: Labeller, wanted: Collect) -> dict[str, Any]:
     """Collect labelled detections into a dataset; 422 with the reasons where it is not fit to learn from."""
     end = wanted.end or dt.datetime.now(dt.UTC).date()
     start = wanted.start or end - dt.timedelta(days=min(180, end.toordinal() - 1))
-    made = collecting.collect(
-        here.catalog,
-        here.store,
-        collecting.Collection(
-            wanted.name, start, end, tuple(wanted.survey_ids), wanted.confidence_threshold, wanted.max_samples
-        ),
-        me.who,
+    asked = collecting.Collection(
+        wanted.name, start, end, tuple(wanted.survey_ids), wanted.confidence_threshold, wanted.max_samples
     )
+    try:
+        made = collecting.collect(here.catalog, here.store, asked, me.who)
+    except collecting.RefusedError as error:
+        access.audit(here.catalog, me.who, "dataset refused", {"name": wanted.name, "why": error.what})
+        raise
     access.audit(
         here.catalog, me.who, "collect dataset", {"name": wanted.name, "samples": made["total_samples"]}
     )

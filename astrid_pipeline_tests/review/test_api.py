@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from astrid_pipeline.catalog import access, gold
-from astrid_pipeline.errors import ConfigError
+from astrid_pipeline.errors import ConfigError, ServiceError
 from astrid_pipeline.review.access import Buckets
 from astrid_pipeline.review.app import create_app
 from astrid_pipeline_tests.review.conftest import FIELD, NIGHT, Scene
@@ -150,7 +150,37 @@ def test_health_really_asks(client, scene):
     assert parts["catalogue"]["ok"]
     assert parts["store"]["ok"]
     assert not parts["dagster"]["ok"]
+    assert not parts["mlflow"]["ok"]
     assert not answer.json()["ok"]
+
+
+def test_health_sees_what_breaks(scene, tmp_path):
+    """A store that cannot be written, a database that is away, a full disk; Dagster's answer is in `test_ingest`."""
+    from astrid_pipeline.catalog import Catalog
+    from astrid_pipeline.resources.store import LocalStore
+    from astrid_pipeline.review import health
+
+    (tmp_path / "file").write_text("no folder")
+
+    class Away(Catalog):
+        def __init__(self) -> None:
+            from sqlalchemy import create_engine
+
+            self.engine = self._asking = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
+
+    app = create_app(scene.settings, scene.catalog, LocalStore(tmp_path / "file" / "store"))
+    parts = TestClient(app).get("/health").json()["parts"]
+    assert parts["catalogue"]["ok"]
+    assert not parts["store"]["ok"]
+    assert "cannot write" in parts["store"]["detail"]
+    app = create_app(scene.settings, Away(), scene.store)
+    parts = TestClient(app).get("/health").json()["parts"]
+    assert not parts["catalogue"]["ok"]
+    assert parts["store"]["ok"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "LEAST_FREE_BYTES", 2**60)
+        parts = TestClient(app).get("/health").json()["parts"]
+    assert not parts["disk"]["ok"]
 
 
 def test_saved_filters(client):
@@ -241,6 +271,60 @@ def test_what_was_put_in_is_told_after_the_label_only(client, scene):
     rows = gold.scanners(scene.catalog)
     assert rows.transients.sum() == 1
     assert rows.found.sum() == 1
+
+
+def test_a_client_that_asks_too_often_waits(scene, monkeypatch):
+    from astrid_pipeline.review import access as gate
+
+    monkeypatch.setattr(gate, "BURST", 3.0)
+    monkeypatch.setattr(gate, "RATE", 0.5)
+    client = TestClient(create_app(scene.settings, scene.catalog, scene.store))
+    answers = [client.get(f"{V1}/fields") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 3
+    assert answers[-1].headers["content-type"] == "application/problem+json"
+    assert client.get("/health").status_code in (200, 503), "who watches AstrID is never turned away"
+
+
+def test_the_audit_trail_says_who_did_what_and_stays(scene):
+    """Signing in and out, refusals, filters, datasets; for administrators, and never changed."""
+    from sqlalchemy import text
+
+    catalog = scene.catalog
+    client = TestClient(create_app(scene.settings, catalog, scene.store), follow_redirects=False)
+    before = client.get(f"{V1}/audit", params={"limit": 1000}).json()["items"]
+    reader = access.create_key(catalog, "curious", ["read", "label", "ingest"])
+    access.set_person(catalog, "ada", "correct horse battery", ["read", "label"])
+    try:
+        client = TestClient(create_app(scene.settings, catalog, scene.store), follow_redirects=False)
+        with_key = {"Authorization": f"Bearer {reader}"}
+        assert client.get(f"{V1}/audit", headers=with_key).status_code == 403
+        client.post("/sign-in", data={"name": "adam", "password": "wrong"})
+        client.post("/sign-in", data={"name": "ada", "password": "correct horse battery"})
+        client.put(f"{V1}/filters/faint", json={"score_max": 0.5})
+        client.post(
+            "/training/datasets/collect", json={"name": "empty", "start": "2020-01-01", "end": "2020-01-02"}
+        )
+        client.post("/sign-out")
+    finally:
+        with catalog.transaction("tidy up") as connection:
+            connection.execute(text("DELETE FROM api_keys"))
+            connection.execute(text("DELETE FROM people"))
+    client = TestClient(create_app(scene.settings, catalog, scene.store))
+    page = client.get(f"{V1}/audit", params={"after": before[-1]["id"] if before else 0}).json()["items"]
+    told = [(entry["who"], entry["action"]) for entry in page]
+    assert told == [
+        ("nobody", "sign in refused"),
+        ("ada", "sign in"),
+        ("ada", "save filter"),
+        ("ada", "dataset refused"),
+        ("ada", "sign out"),
+    ]
+    assert page[0]["what"]["name"] == "ada", "shortened: it might be a password"
+    assert "total is 0" in page[3]["what"]["why"]
+    for statement in ("UPDATE audit_log SET who = 'eve'", "DELETE FROM audit_log"):
+        with pytest.raises(ServiceError), catalog.transaction("forge") as connection:
+            connection.execute(text(statement))
 
 
 def test_rates_are_limited():

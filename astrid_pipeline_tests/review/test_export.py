@@ -87,6 +87,9 @@ def test_the_commands(scene, labelled, tmp_path, monkeypatch):
     assert person.exit_code == 0, person.output
     assert access.check_password(scene.catalog, "ada", "a long password") == ["read", "label"]
     assert access.check_password(scene.catalog, "eve", "a long password") is None
+    assert run(key_commands.app, ["disable", "ada"]).exit_code == 0
+    assert access.check_password(scene.catalog, "ada", "a long password") is None
+    assert access.person_scopes(scene.catalog, "ada") is None, "a session that is open ends"
     (tmp_path / "stars.csv").write_text("name,ra,dec\na,1,2\nb,3,4\n")
     kept = run(review_commands.app, ["match", str(tmp_path / "stars.csv"), "--kind", "star"])
     assert kept.exit_code == 0, kept.exception

@@ -84,6 +84,7 @@ def test_without_dagster_the_problem_says_so(client):
     assert answer.status_code == 503, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert "astrid dev" in answer.json()["remedy"]
+    assert not client.get("/health").json()["parts"]["dagster"]["ok"]
     assert "cannot start the job ingest" in answer.json()["title"]
     assert client.post(f"{V1}/reference-dataset", json={"ra": 150.1, "dec": 2.2}).status_code == 503
 
@@ -171,6 +172,7 @@ def test_runs_of_a_real_dagster(app, client, dagster, server):
     assert image.status_code == 202, image.text
     key = "reference-datasets/dss2/150.1000_2.2000_0.25deg_512px.fits"
     assert image.json()["key"] == key
+    assert client.get("/health").json()["parts"]["dagster"]["ok"]
     assert client.get(image.json()["url"]).status_code == 404, "it is not there before the run has ended"
     runs = [*one.json()["run_ids"], *sample.json()["run_ids"], *image.json()["run_ids"]]
     assert len(set(runs)) == 5
