@@ -23,6 +23,7 @@ from astrid_pipeline.partitions import FIELDS, INSTRUMENTS
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.products import Products, ProductsResource
 from astrid_pipeline.resources.store import open_store
+from astrid_pipeline.services.dead_runs import end_dead_runs
 from astrid_pipeline.settings import get_settings, load_settings
 
 #: Runs a tick may ask for. A tick is cut off after 60 s; this many are asked for in one or two.
@@ -222,6 +223,7 @@ def inbox(context: dg.SensorEvaluationContext, catalogue: CatalogueResource) -> 
 def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Request another run of what is worth it, and say what is not."""
     now = time.time()
+    dead = end_dead_runs(context.instance)
     records = _records(context.instance, now)
     failed = [
         _failed(context.instance, record)
@@ -244,6 +246,7 @@ def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         for run in verdicts.now[:MAX_RUNS_PER_TICK]
     ]
     words = [f"{_count(len(requests), 'run')} tried again"] if requests else []
+    words += [f"{_count(len(dead), 'run')} ended whose process was gone"] if dead else []
     words += [
         f"{_name(run)}: tried again in {max(1, round((due - now) / 60))} min ({run.message})"
         for run, due in verdicts.later.items()

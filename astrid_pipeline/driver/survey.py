@@ -216,9 +216,10 @@ def _left_in_words(listing: Listing, products: Products, results: Sequence[RunRe
     left = [night for night in asked if f"{name}|{night}" not in failed]
     if not left:
         return ""
-    text = f"{name}: {_nights(left)} without a reference that holds for them ({left[0]} to {left[-1]})"
+    span = left[0] if len(left) == 1 else f"{left[0]} to {left[-1]}"
+    text = f"{name}: {_nights(left)} not judged ({span}), for no reference holds there"
     if set(left) & founding_nights(listing):
-        text += ": the reference is made of the first of them"
+        text += ": the first reference is made of just these frames"
     return text + "; to judge them too, name a survey or good exposures in the field's reference policy"
 
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from astrid_pipeline.errors import AstridError, ServiceError
 from astrid_pipeline.services import mlflow, postgres
-from astrid_pipeline.services.dagster_home import prepare_dagster_home
+from astrid_pipeline.services.dagster_home import dagster_instance, prepare_dagster_home
 from astrid_pipeline.services.health import answers
 from astrid_pipeline.settings import Settings, get_settings, settings_environment
 
@@ -149,8 +149,12 @@ def run_dev(
 
 def _prepare_databases(settings: Settings) -> None:
     from astrid_pipeline.resources.catalogue import open_catalogue
+    from astrid_pipeline.services.dead_runs import end_dead_runs
 
     postgres.database_url("dagster", settings)
+    # What was under way when the machine stopped would hold the queue's places for ever.
+    with dagster_instance() as instance:
+        end_dead_runs(instance)
     catalogue = open_catalogue(settings)
     # Kept connections would make the server look used when everything has ended.
     catalogue.close()

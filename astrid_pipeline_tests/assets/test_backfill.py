@@ -92,7 +92,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(home, tmp_path):
     assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()
     told = (tmp_path / "again.log").read_text()
     assert f"small: {NIGHTS} nights with exposures" in told
-    assert "1 night without a reference" in told
+    assert "1 night not judged (2025-01-01)" in told
     products = driver.open_products()
     judged = [night_of(number) for number in range(1, NIGHTS)]
     assert products.nights("night_summary", "small") == judged

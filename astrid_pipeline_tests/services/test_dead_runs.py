@@ -1,0 +1,87 @@
+"""Runs whose process is gone are ended on the books, and no others."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import dagster as dg
+import psutil
+import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.test_utils import create_run_for_test
+
+from astrid_pipeline.services.dead_runs import HOST_TAG, PROCESS_TAG, end_dead_runs, this_process
+
+HERE = socket.gethostname()
+BY_FILE = '{"host": "localhost", "socket": "/tmp/code"}'
+
+
+@pytest.fixture
+def instance(tmp_path):
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as made:
+        yield made
+
+
+def started(instance, **tags: str) -> dg.DagsterRun:
+    run = create_run_for_test(
+        instance, job_name="process_night", status=dg.DagsterRunStatus.STARTED, tags=tags
+    )
+    return run
+
+
+def gone() -> tuple[int, float]:
+    """Return number and start of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    number, began = process.pid, psutil.Process(process.pid).create_time()
+    process.kill()
+    process.communicate()
+    return number, began
+
+
+def test_only_what_died_on_this_machine_is_ended(instance):
+    number, began = gone()
+    dead = started(instance, **{PROCESS_TAG: f"{HERE}:{number}:{began:.2f}"})
+    # Its number was given to another process since: this one.
+    reused = started(instance, **{PROCESS_TAG: f"{HERE}:{psutil.Process().pid}:{began - 1e6:.2f}"})
+    alive = started(instance, **{PROCESS_TAG: this_process()})
+    elsewhere = started(instance, **{PROCESS_TAG: f"other-{HERE}:{number}:{began:.2f}"})
+    unknown = started(instance)
+    assert {run.run_id for run in end_dead_runs(instance)} == {dead.run_id, reused.run_id}
+    for run in (dead, reused):
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    for run in (alive, elsewhere, unknown):
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+    assert end_dead_runs(instance) == []
+
+
+def test_a_launched_run_is_known_by_the_process_that_its_log_names(instance):
+    number, _ = gone()
+
+    def launched(pid: int, host: str = HERE, info: str = BY_FILE) -> dg.DagsterRun:
+        run = started(instance, **{HOST_TAG: host, ".dagster/grpc_info": info})
+        instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pid))
+        return run
+
+    dead = launched(number)
+    alive = launched(psutil.Process().pid)
+    # In a container, numbers are others'.
+    elsewhere = launched(number, info='{"host": "code", "port": 4000}')
+    other = launched(number, host="another")
+    assert [run.run_id for run in end_dead_runs(instance)] == [dead.run_id]
+    for run in (alive, elsewhere, other):
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+
+
+def test_the_slots_of_a_dead_run_are_free_again(instance):
+    number, began = gone()
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("gpu", 1)
+    dead = started(instance, **{PROCESS_TAG: f"{HERE}:{number}:{began:.2f}"})
+    assert storage.claim_concurrency_slot("gpu", dead.run_id, "detections").is_claimed
+    other = started(instance)
+    assert not storage.claim_concurrency_slot("gpu", other.run_id, "detections").is_claimed
+    end_dead_runs(instance)
+    # Steps that wait ask again and again.
+    assert storage.claim_concurrency_slot("gpu", other.run_id, "detections").is_claimed
