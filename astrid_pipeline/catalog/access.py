@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from astrid_pipeline.catalog.review_models import ApiKey, AuditEntry, Person, SavedFilter
@@ -169,6 +169,13 @@ def save_filter(catalog: Catalog, who: str, name: str, query: Mapping[str, Any])
             .values(who=who, name=name, query=plain(query))
             .on_conflict_do_update(index_elements=["who", "name"], set_={"query": plain(query)})
         )
+
+
+def forget_filter(catalog: Catalog, who: str, name: str) -> bool:
+    """Remove a person's filter; tell whether there was one."""
+    with catalog.transaction("forget a filter") as connection:
+        gone = delete(SavedFilter).where(SavedFilter.who == who, SavedFilter.name == name)
+        return bool(connection.execute(gone).rowcount)
 
 
 def saved_filters(catalog: Catalog, who: str) -> dict[str, dict[str, Any]]:

@@ -226,6 +226,19 @@ def history(catalog: Catalog, key: str) -> list[dict[str, Any]]:
     return [{**event, "undone": event["id"] in undone} for event in events]
 
 
+def object_history(catalog: Catalog, object_id: int, but: str) -> list[dict[str, Any]]:
+    """Return the events of an object's other sources than `but` (a key), oldest first, as `history` does."""
+    table = ValidationEvent.__table__
+    keys = select(Source.key).where(Source.object_id == object_id, Source.key != but)
+    with catalog.reading("look up labels") as connection:
+        found = connection.execute(
+            select(*table.c).where(table.c.source_key.in_(keys)).order_by(table.c.id)
+        ).mappings()
+        events_ = [dict(row) for row in found]
+    undone = {event["undoes"] for event in events_}
+    return [{**event, "undone": event["id"] in undone} for event in events_]
+
+
 def events(
     catalog: Catalog,
     *,

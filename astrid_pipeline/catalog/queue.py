@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, tuple_
+from sqlalchemy.orm import aliased
 
 from astrid_pipeline.catalog import sky
 from astrid_pipeline.catalog.models import SkyField
@@ -32,7 +33,12 @@ SORTS: Mapping[str, Any] = {
     "dec": Source.dec,
     "night": Source.night,
     "id": Source.id,
+    "filter": Source.filter,
+    "class": Source.class_name,
+    "object": SkyObject.name,
+    "state": Source.state,
 }
+_TEXTS = ("filter", "class", "object", "state")
 #: Rows of a page at most.
 MOST_ROWS = 1000
 
@@ -61,13 +67,16 @@ class Filter:
     radius: float | None = None
     #: Whether what was put in is among them (`catalog.gold`): for people who label, and nobody else.
     gold: bool = False
+    #: One row an object, whatever number of exposures and nights show it: a labelled source of it if there is one, else
+    #: that of the highest score. A state then is that of the object.
+    per_object: bool = False
     sort: str = "score"
     descending: bool = True
 
     @property
     def never_null(self) -> bool:
         """Whether every row has a value in the column that is sorted by."""
-        return self.sort in ("id", "night", "labels", "mjd") or (
+        return self.sort in ("id", "night", "labels", "mjd", "state") or (
             self.sort == "score" and self.kind == "detections"
         )
 
@@ -113,7 +122,31 @@ class Filter:
                 Source.object_id
                 == select(SkyObject.id).where(SkyObject.name == self.object).scalar_subquery()
             )
-        return found + self._seen() + self._cone()
+        return found + self._seen() + self._cone() + self._representative()
+
+    def _representative(self) -> list[ColumnElement[bool]]:
+        if not self.per_object:
+            return []
+        other = aliased(Source)
+
+        def rank(of: Any) -> Any:
+            return tuple_(of.state != "unseen", func.coalesce(of.score, -1.0), of.id)
+
+        among = [
+            other.object_id == Source.object_id,
+            other.present.is_(True),
+            other.injected == Source.injected,
+            rank(other) > rank(Source),
+        ]
+        if self.night is not None:
+            among.append(other.night == self.night)
+        if self.since is not None:
+            among.append(other.night >= self.since)
+        if self.kind == "detections":
+            among.append(other.score.is_not(None))
+        elif self.kind == "passed":
+            among.append(other.score.is_(None))
+        return [~select(other.id).where(*among).exists()]
 
     def _seen(self) -> list[ColumnElement[bool]]:
         if self.seen == "all":
@@ -157,7 +190,13 @@ class Page:
 def _query() -> Any:
     columns = [column for column in Source.__table__.c if column.name not in ("field_id", "hpx29")]
     return (
-        select(SkyField.name.label("field"), SkyObject.name.label("object"), *columns)
+        select(
+            SkyField.name.label("field"),
+            SkyObject.name.label("object"),
+            SkyObject.detections.label("object_detections"),
+            SkyObject.nights.label("object_nights"),
+            *columns,
+        )
         .join(SkyField, SkyField.id == Source.field_id)
         .outerjoin(SkyObject, SkyObject.id == Source.object_id)
     )
@@ -214,6 +253,8 @@ def _after(cursor: str, wanted: Filter) -> ColumnElement[bool]:
                 if sort == "night"
                 else int(value)
                 if sort in ("id", "labels")
+                else str(value)
+                if sort in _TEXTS
                 else float(value)
             )
     except (ValueError, TypeError, RecursionError) as error:
@@ -266,7 +307,7 @@ def neighbours(catalog: Catalog, source: Mapping[str, Any], radius: float = 30.0
 
 
 def progress(catalog: Catalog, wanted: Filter) -> dict[str, int]:
-    """Return how many sources the filter holds by state, whatever the filter says of states."""
+    """Return how many sources (or objects) the filter holds by state, whatever the filter says of states."""
     conditions = replace(wanted, seen="all").conditions()
     query = select(Source.state, func.count()).where(*conditions).group_by(Source.state)
     with catalog.reading("count the queue") as connection:

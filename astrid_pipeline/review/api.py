@@ -24,6 +24,7 @@ from astrid_pipeline.review.schemas import (
     PagedQuery,
     Queue,
     QueueQuery,
+    Saved,
     Text,
     Undo,
 )
@@ -185,11 +186,19 @@ def filters(here: Here, me: Reader) -> dict[str, dict[str, Any]]:
 
 
 @router.put("/filters/{name}", tags=["labels"], status_code=204, response_class=Response)
-def save_filter(here: Here, me: Labeller, name: Name, query: Queue) -> None:
+def save_filter(here: Here, me: Labeller, name: Name, query: Saved) -> None:
     """Save a filter under a name."""
     wanted = query.model_dump(mode="json", exclude_none=True)
     access.save_filter(here.catalog, me.who, name, wanted)
     access.audit(here.catalog, me.who, "save filter", {"name": name, "filter": wanted})
+
+
+@router.delete("/filters/{name}", tags=["labels"], status_code=204, response_class=Response)
+def forget_filter(here: Here, me: Labeller, name: Name) -> None:
+    """Forget a saved filter."""
+    if not access.forget_filter(here.catalog, me.who, name):
+        raise Problem(404, f"there is no filter {name}", "see /api/v1/filters")
+    access.audit(here.catalog, me.who, "forget filter", {"name": name})
 
 
 # -- objects ---------------------------------------------------------------------------------------------------------

@@ -164,6 +164,9 @@ def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
     except AstridError as error:
         missing = f"{error.what} ({error.remedy})"
     history = labels.history(here.catalog, source["key"])
+    before = (
+        labels.object_history(here.catalog, source["object_id"], source["key"]) if source["object_id"] else []
+    )
     placed = source["ra"] is not None
     found = cross_match(here.catalog, [source["ra"]], [source["dec"]]) if placed else None
     curve = objects.light_curve(here.catalog, source["object_id"]) if source["object_id"] else None
@@ -173,6 +176,7 @@ def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
         "about": about,
         "missing": missing,
         "history": history,
+        "before": before,
         "coordinates": sexagesimal(source["ra"], source["dec"]) if placed else None,
         "matches": [] if found is None else found.to_dict(orient="records"),
         "near": queue.neighbours(here.catalog, source),

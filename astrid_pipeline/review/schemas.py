@@ -40,10 +40,34 @@ class Queue(BaseModel):
     radius: Annotated[float, Field(gt=0, le=36000, allow_inf_nan=False)] | None = Field(
         default=None, description="arcsec"
     )
+    per_object: bool = Field(
+        default=False,
+        description="one row an object: a labelled source of it, else that of the highest score",
+    )
     sort: Literal[
-        "score", "snr", "mag", "mjd", "uncertainty", "worth", "labels", "ra", "dec", "night", "id"
+        "score",
+        "snr",
+        "mag",
+        "mjd",
+        "uncertainty",
+        "worth",
+        "labels",
+        "ra",
+        "dec",
+        "night",
+        "id",
+        "filter",
+        "class",
+        "object",
+        "state",
     ] = "score"
     descending: bool = True
+
+
+class Saved(Queue):
+    """A filter as the page keeps it."""
+
+    kind: Literal["detections", "passed", "all"] = "detections"
 
 
 class Paged(Queue):

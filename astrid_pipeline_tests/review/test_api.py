@@ -31,7 +31,9 @@ def every(client: TestClient, path: str, **query: object) -> list[dict]:
             return found
 
 
-@pytest.mark.parametrize("sort", ["score", "snr", "mag", "labels", "night", "id", "worth"])
+@pytest.mark.parametrize(
+    "sort", ["score", "snr", "mag", "labels", "night", "id", "worth", "object", "class", "state"]
+)
 @pytest.mark.parametrize("descending", [True, False])
 def test_pages_hold_every_row_once_in_order(client, sort, descending):
     found = every(client, f"{V1}/detections", limit=7, sort=sort, descending=descending)
@@ -189,6 +191,20 @@ def test_saved_filters(client):
     assert client.put(f"{V1}/filters/..%2fx", json={}).status_code in (404, 422)
     page = client.get("/review").text
     assert ">bright</a>" in page
+    whole = {"kind": "all", "per_object": "true", "sort": "object", "descending": "false", "score_max": "0.9"}
+    assert client.put(f"{V1}/filters/whole", json=whole).status_code == 204
+    kept = client.get(f"{V1}/filters").json()["whole"]
+    assert (kept["kind"], kept["per_object"], kept["sort"], kept["descending"]) == (
+        "all",
+        True,
+        "object",
+        False,
+    )
+    assert client.get("/review", params=kept).status_code == 200
+    assert client.delete(f"{V1}/filters/bright").status_code == 204
+    assert client.delete(f"{V1}/filters/bright").status_code == 404
+    assert list(client.get(f"{V1}/filters").json()) == ["whole"]
+    client.delete(f"{V1}/filters/whole")
 
 
 def test_requests_of_other_sites_are_refused(client):

@@ -194,7 +194,7 @@
   });
   document.addEventListener("click", (event) => {
     const target = event.target;
-    const one = target.closest("[data-verdict],[data-undo],[data-class],[data-copy],[data-source],[data-sort],#save,tr.more,#rows tr[data-id]");
+    const one = target.closest("[data-verdict],[data-undo],[data-class],[data-copy],[data-source],[data-sort],[data-forget],#save,tr.more,#rows tr[data-id]");
     if (!one) return;
     if (one.dataset.verdict) verdict(one.dataset.verdict);
     else if ("undo" in one.dataset) undo();
@@ -202,16 +202,22 @@
     else if (one.dataset.copy) copy("#" + one.id);
     else if (one.dataset.source) show(one.dataset.source);
     else if (one.dataset.sort) { const query = new URLSearchParams(main.dataset.query); query.set("descending", String(!(query.get("sort") === one.dataset.sort && /true/i.test(query.get("descending"))))); query.set("sort", one.dataset.sort); location.search = query; }
+    else if (one.dataset.forget) forget(one);
     else if (one.id === "save") save();
     else if (one.classList.contains("more")) more();
     else go(rows().indexOf(one));
   });
+  async function forget(button) {
+    const answer = await fetch("/api/v1/filters/" + encodeURIComponent(button.dataset.forget), { method: "DELETE" });
+    if (answer.ok) button.parentElement.remove();
+    else say("not forgotten", true);
+  }
   async function save() {
     const name = prompt("name of this filter");
     if (!name) return;
-    const query = Object.fromEntries(new URLSearchParams(main.dataset.query));
-    delete query.kind;
-    const answer = await fetch("/api/v1/filters/" + encodeURIComponent(name), { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...query, descending: /true/i.test(query.descending ?? "true") }) });
+    // As the form stands, shown or not.
+    const query = Object.fromEntries([...new FormData(document.querySelector("#filters form"))].filter(([, value]) => value !== ""));
+    const answer = await fetch("/api/v1/filters/" + encodeURIComponent(name), { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(query) });
     say(answer.ok ? "saved as " + name : "not saved: use letters, digits, . _ -", !answer.ok);
   }
   window.addEventListener("beforeunload", (event) => { if (outbox.length) event.preventDefault(); });
