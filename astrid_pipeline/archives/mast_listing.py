@@ -119,7 +119,8 @@ class KeptListing:
         """
         before, state, now = self.rows(), self.state(), mjd_now()
         if patience_full or now - state.full > FULL_DAYS or self.table.exists() is False:
-            fresh = client.observations(criteria, FIRST_MJD, now + 1.0, "t_min")
+            start, end = criteria.get("t_min", (FIRST_MJD, now + 1.0))
+            fresh = client.observations(criteria, start, min(end, now + 1.0), "t_min")
             state.full = now
             # What the archive has withdrawn is gone from the whole listing.
             before = before[before.obsid.isin(fresh.obsid)]

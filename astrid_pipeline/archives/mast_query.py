@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import re
 import threading
 import time
@@ -32,6 +34,8 @@ SHORTEST = 1.0 / 86400
 PRODUCT_BATCH = 50
 #: MJD before which nothing in the archive was taken (photographic plates are of 1949 and later).
 FIRST_MJD = 32_000.0
+#: One after which nothing will have been taken: the service wants both ends of a range.
+LAST_MJD = 99_999.0
 #: Seconds between questions while the service says that a query is still being worked on.
 EXECUTING_PAUSE = 1.0
 
@@ -52,6 +56,8 @@ class MastQuery:
         Kinds of product (FLT, DRZ, I2D …), the first that an observation has; empty for the collection's usual ones.
     product_type:
         CAOM data product type.
+    start, end:
+        MJD between which exposures began; from dates, ``from=2020-01-01&to=2020-12-31`` (that day too).
     intent:
         ``science`` or ``calibration``.
     public_only:
@@ -68,6 +74,8 @@ class MastQuery:
     calib_levels: tuple[int, ...] = ()
     products: tuple[str, ...] = ()
     product_type: str = "image"
+    start: float = FIRST_MJD
+    end: float = math.inf
     intent: str = "science"
     public_only: bool = False
     # Not in the text by which listings are kept: what is listed does not depend on it.
@@ -90,7 +98,19 @@ class MastQuery:
                 "no collection is named", where=f"mast:{text}", remedy="write it as mast:HST or mast:HST,JWST"
             )
         given = {key: values[-1] for key, values in parse_qs(options, keep_blank_values=True).items()}
-        known = {"filter", "instrument", "calib", "product", "type", "intent", "rights", "cloud", "server"}
+        known = {
+            "filter",
+            "instrument",
+            "calib",
+            "product",
+            "type",
+            "intent",
+            "rights",
+            "from",
+            "to",
+            "cloud",
+            "server",
+        }
         if unknown := set(given) - known:
             raise ConfigError(
                 f"unknown option {', '.join(sorted(unknown))}",
@@ -122,6 +142,8 @@ class MastQuery:
             products=tuple(kind.upper() for kind in several("product")),
             product_type=given.get("type", "image"),
             intent=given.get("intent", "science"),
+            start=_mjd_of(given["from"], text) if "from" in given else FIRST_MJD,
+            end=_mjd_of(given["to"], text) + 1.0 if "to" in given else math.inf,
             public_only=given.get("rights") == "public",
             cloud=given.get("cloud") == "yes",
             server=given.get("server", SERVER).rstrip("/"),
@@ -136,6 +158,8 @@ class MastQuery:
             "obs_collection": list(self.collections),
             "dataproduct_type": [self.product_type],
         }
+        if self.start > FIRST_MJD or math.isfinite(self.end):
+            out["t_min"] = [self.start, min(self.end, LAST_MJD)]
         if self.calib_levels:
             out["calib_level"] = [str(level) for level in self.calib_levels]
         if self.instruments and not any("*" in name for name in self.instruments):
@@ -155,6 +179,7 @@ class MastQuery:
         if not len(rows):
             return rows
         good = np.isfinite(rows.t_min) & np.isfinite(rows.s_ra)
+        good &= (rows.t_min >= self.start) & (rows.t_min < self.end)
         good &= rows.intentType.isna() | (rows.intentType == self.intent)
         # Full-frame images of TESS are cut out by TESSCut (`tesscut:`); whole, each is 35 MB and covers 24° squared.
         good &= ~rows.target_name.isin(["TESS FFI", "TICA FFI"])
@@ -166,6 +191,15 @@ class MastQuery:
             if wanted:
                 good &= rows[column].map(lambda value, wanted=wanted: _any_matches(value, wanted))
         return rows[good]
+
+
+def _mjd_of(text: str, where: str) -> float:
+    try:
+        return float((dt.date.fromisoformat(text) - dt.date(1858, 11, 17)).days)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no date", where=f"mast:{where}", remedy="write it as YYYY-MM-DD"
+        ) from error
 
 
 def _any_matches(value: Any, wanted: Sequence[str]) -> bool:

@@ -305,6 +305,18 @@ def test_only_what_is_wanted_is_listed(server, holdings, tmp_path):
     assert record.filter == "F606W"
 
 
+def test_a_time_range_is_asked_for_and_kept_to(server, holdings, tmp_path):
+    opened = archive(server, tmp_path, "HST?from=2020-06-02&to=2020-06-04")
+    nights = [record.night for record in opened.exposures(FIELD)]
+    assert nights == ["2020-06-02", "2020-06-03", "2020-06-04"]
+    assert len(opened.listing(FIELD).rows()) == 3  # the others were not even listed
+    holdings.add("inew00q", RA, DEC, 59002.4, "F160W", release=mast_listing.mjd_now() - 0.1)
+    holdings.add("inew01q", RA, DEC, 59012.4, "F160W", release=mast_listing.mjd_now() - 0.1)
+    opened.refresh(FIELD)
+    assert [r.night for r in opened.exposures(FIELD)].count("2020-06-02") == 2
+    assert len(opened.exposures(FIELD)) == 4
+
+
 def test_a_wide_footprint_around_the_field_counts(server, holdings, tmp_path):
     row = holdings.add(
         "galex", RA + 0.4, DEC, 59990.0, "NUV", collection="GALEX", instrument="GALEX", kinds=("INT",)
@@ -385,7 +397,9 @@ def test_24472_observations_of_five_regions_are_listed_each_once(tmp_path):
                 {**first, "obsid": str(number), "obs_id": f"r{number:05d}", **times, **places}
             )
     with ArchiveServer(holdings) as server:
-        opened = archive(server, tmp_path)
+        # Its answers are 20 MB: on a busy machine they take a while.
+        slowly = Patience(read=120.0)
+        opened = MastArchive(f"HST?server={server.url}", patience=slowly, home=tmp_path / "home")
         seen: set[str] = set()
         for ra, dec in regions:
             where = {"coordinates": f"{ra} {dec}", "radius": "0.5 deg"}
@@ -405,6 +419,7 @@ def test_24472_observations_of_five_regions_are_listed_each_once(tmp_path):
         ("HST?calib=nine", "calibration level"),
         ("HST?rights=mine", "rights"),
         ("HST?server=mast", "no address"),
+        ("HST?from=2020", "no date"),
     ],
 )
 def test_a_wrong_text_is_told(text, message):
