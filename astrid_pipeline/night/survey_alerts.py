@@ -99,6 +99,10 @@ def take_alerts(
         rows.append(row)
     features = stamp_features(stamps, detector, device=device).set_axis(scored)
     table = pd.DataFrame(rows, columns=[c for c in SURVEY_ALERTS.names if c not in _SCORED])
+    # Not every survey tells an S/N or an error: then it is that of the cut-out.
+    faded = pd.Series({i: getattr(packet, "positive", None) is False for i, packet in packets.items()})
+    seen = (features["snr"] * np.where(faded.reindex(scored), -1.0, 1.0)).reindex(table["alert_id"])
+    table["snr"] = table["snr"].astype(float).fillna(seen.set_axis(table.index))
     return SURVEY_ALERTS.conform(table.join(model.score(features), on="alert_id")), features
 
 

@@ -34,6 +34,22 @@ def stream(shared_data, tmp_path) -> Path:
     return folder
 
 
+def test_an_alert_without_magnitude_or_error_has_the_cut_outs_s_n(home, tmp_path):
+    from astrid_pipeline import driver
+    from astrid_pipeline_tests.benchmarks.nights import write_packets
+
+    write_packets(tmp_path / "plain", 2, 20.0)
+    field = Field("plain", 20.0, 20.0, 0.3, archive=f"alerts:{tmp_path / 'plain'}")
+    driver.open_catalogue().add_field(field)
+    survey = driver.Survey([field])
+    for step in survey.ready():
+        assert driver.execute(step).error is None
+    table = survey.products.table("survey_alerts", "plain|2025-01-01")
+    assert (table["snr"] > 10).all()
+    assert (table["real_probability"] > 0.5).all()
+    assert survey.ready() == []
+
+
 def test_a_stream_becomes_candidates_with_stamps_scores_known_objects_and_light_curves(home, stream, packets):
     from fastapi.testclient import TestClient
     from sqlalchemy import text
