@@ -8,9 +8,10 @@ import torch
 
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, Mask
-from astrid_pipeline.imaging.subtract import fill, fill_solver, halos, score, sky
+from astrid_pipeline.imaging.psf_model import PSF
+from astrid_pipeline.imaging.subtract import fill, fill_solver, halos, score, sky, subtract
 from astrid_pipeline.imaging.subtract.arrays import Surface
-from astrid_pipeline.imaging.subtract.inputs import make_pair, rounded
+from astrid_pipeline.imaging.subtract.inputs import light_of, make_pair, rounded
 from astrid_pipeline_tests.imaging.star_fields import draw, gaussian_psf
 from astrid_pipeline_tests.imaging.subtraction_scenes import Scene
 
@@ -244,6 +245,32 @@ def test_wide_psfs_fade_to_a_circle_and_tight_ones_stay():
     assert rounded(wide).stamp() == pytest.approx(wide.stamp(), abs=1e-5)
     tight = gaussian_psf(4.0, (50, 50), 15)
     assert rounded(tight) is tight
+
+
+def test_fluxes_count_the_wings_that_the_filters_do_not_reach():
+    # A PSF with a halo: 3 % of its light lies where `rounded` fades it out.
+    offset = np.arange(25) - 12
+    radius = np.hypot(offset[:, None], offset)
+    stamp = np.exp(-0.5 * (radius / 1.0) ** 2) / (2 * np.pi) + 2e-4 * (radius > 8)
+    psf = PSF.from_stamp(stamp / stamp.sum())
+    assert light_of(rounded(psf)) < 0.96 * light_of(psf)
+    shape, rng = (200, 200), np.random.default_rng(0)
+    sky = [
+        Frame(
+            rng.normal(0, 3, shape), np.full(shape, 9.0), psf=psf, meta={"sky_subtracted": True, "gain": 1.0}
+        )
+        for _ in range(2)
+    ]
+    pattern = np.zeros(shape)
+    for x0 in range(25, 200, 30):
+        for y0 in range(25, 200, 30):
+            pattern[y0 - 12 : y0 + 13, x0 - 12 : x0 + 13] += 8000 * psf.stamp()
+    frames = [frame.replace(data=(frame.data + pattern).astype(np.float32)) for frame in sky]
+    changed = frames[0].data.copy()
+    changed[103:128, 103:128] += 9000 * psf.stamp()
+    difference = subtract(frames[0].replace(data=changed.astype(np.float32)), frames[1], device="cpu")
+    assert difference.flux[115, 115] == pytest.approx(9000, abs=4 * float(difference.flux_err[115, 115]))
+    assert difference.flux_err[115, 115] < 50
 
 
 def test_frames_without_variance_are_prepared():

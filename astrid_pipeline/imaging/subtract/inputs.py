@@ -32,6 +32,8 @@ class Pair:
         (height, width) bool: pixels that cannot be used.
     science_sigma, reference_sigma:
         Noise of the empty sky in one pixel, units of each frame.
+    light:
+        Share of a star's light that the science PSF still holds once its borders are faded out (`rounded`).
     """
 
     science: Frame
@@ -40,6 +42,7 @@ class Pair:
     bad_reference: npt.NDArray[np.bool_]
     science_sigma: float
     reference_sigma: float
+    light: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,6 +78,7 @@ def make_pair(science: Frame, reference: Frame) -> Pair:
         )
     _check_wcs(science, reference)
     ready = [_prepared(frame) for frame in (science, reference)]
+    whole = parts(ready[0])[1]
     ready = [frame.replace(psf=rounded(parts(frame)[1])) for frame in ready]
     bad = [is_set(frame.mask) for frame in ready]
     usable = ~(bad[0] | bad[1])
@@ -90,7 +94,8 @@ def make_pair(science: Frame, reference: Frame) -> Pair:
     if not usable[sparse].any():
         sparse = (slice(None), slice(None))
     sigmas = [float(np.sqrt(np.median(parts(frame)[0][sparse][usable[sparse]]))) for frame in ready]
-    return Pair(ready[0], ready[1], bad[0], bad[1], sigmas[0], sigmas[1])
+    light = light_of(parts(ready[0])[1]) / light_of(whole)
+    return Pair(ready[0], ready[1], bad[0], bad[1], sigmas[0], sigmas[1], light)
 
 
 def rounded(psf: PSF) -> PSF:
@@ -107,6 +112,12 @@ def rounded(psf: PSF) -> PSF:
     # From 1 to 0 over the last quarter, without a corner.
     fade = np.clip((half - radius) / (0.25 * half), 0, 1)
     return dataclasses.replace(psf, basis=psf.basis * (fade * fade * (3 - 2 * fade)))
+
+
+def light_of(psf: PSF) -> float:
+    """Return the sum of a PSF's basis in the middle of its frame, before it is scaled to 1."""
+    height, width = psf.shape
+    return float(psf.coefficients((width - 1) / 2, (height - 1) / 2) @ psf.basis.sum((1, 2)))
 
 
 def _prepared(frame: Frame) -> Frame:

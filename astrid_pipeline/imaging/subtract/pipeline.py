@@ -40,6 +40,9 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
         image.cpu().numpy()
         for image in (filtered.flux, filtered.variance, filtered.static, filtered.difference)
     )
+    # Fluxes count all the light of the PSF that was given, also what lies beyond the filters' reach.
+    for image, times in ((flux, 1), (static, 1), (variance, 2)):
+        image /= np.float32(pair.light**times)
     science_mask, reference_mask = pair.science.mask, pair.reference.mask
     mask = difference_mask(science_mask, reference_mask, filtered.psf.fwhm())
     pixels = scene.science.cpu().numpy(), scene.reference.cpu().numpy()
@@ -58,7 +61,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     halos = raise_variance(flux, variance, static, bad, filtered.psf.fwhm() * math.sqrt(2))
     score = np.asarray(flux / np.sqrt(variance), np.float32)
     # A source that is there adds its own photons' noise.
-    own = np.float32(filtered.own_noise * scene.science_slope) * np.maximum(flux, 0)
+    own = np.float32(filtered.own_noise * scene.science_slope / pair.light) * np.maximum(flux, 0)
     flux_err = np.sqrt(variance + own)
     ratio = match.ratio.image()
     reference_variance = parts(pair.reference)[0] * ratio**2
