@@ -174,7 +174,6 @@ def gold_standard(
         objects,
         {night: kept.frames("difference_images", part.field, night) for night in nights},
         part.night,
-        difference_images,
         made.difference,
     )
     for night, measured in points.items():

@@ -26,7 +26,9 @@ _OBJECTS = (
     " (SELECT mode() WITHIN GROUP (ORDER BY s.label_class) FROM sources s WHERE s.object_id = o.id) AS label_class"
     " FROM objects o JOIN fields f ON f.id = o.field_id WHERE o.kind <> 'injected' ORDER BY o.name"
 )
-#: TNS numbers of filters and units (its bulk-report manual): AB magnitudes; other filters are told as "Other".
+#: TNS numbers (wis-tns.org/api/values) of filters (Sloan u to z, y) and units (AB magnitudes), and of the archive and
+#: filter that are none of its list. Which instrument and group report is for the sender to add: their numbers are given
+#: out by TNS.
 _TNS_FILTERS = {"u": 20, "g": 21, "r": 22, "i": 23, "z": 24, "y": 81}
 _TNS_OTHER, _TNS_AB = 0, 1
 

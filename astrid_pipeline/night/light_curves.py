@@ -102,10 +102,11 @@ def measure_known(
     objects: pd.DataFrame,
     before: Mapping[str, Mapping[str, Difference]],
     night: str,
-    differences: Mapping[str, Difference],
     changed: Difference,
 ) -> dict[str, pd.DataFrame]:
-    """Return by night the points of sources that were put into one exposure; in all others there is nothing.
+    """Return by night the points of sources that were put into one exposure: of earlier nights, and of that exposure.
+
+    The night's other exposures are left out: a transient that is gone from them would rightly be called bogus.
 
     Parameters
     ----------
@@ -113,12 +114,11 @@ def measure_known(
         id, ra, dec of what was put in.
     before:
         Differences of earlier nights; the last `KNOWN_NIGHTS` count.
-    night, differences:
-        The night, and its untouched differences.
+    night:
+        The night of the exposure.
     changed:
-        The difference that holds the sources; it stands for the untouched one of its exposure.
+        The difference that holds the sources.
     """
-    of_night = {key: differences[key] for key in differences if key != str(changed.meta.get("exposure_id"))}
     result = {date: measure_night(before[date], objects) for date in sorted(before)[-KNOWN_NIGHTS:]}
-    result[night] = measure_night({**of_night, str(changed.meta.get("exposure_id")): changed}, objects)
+    result[night] = measure_night({str(changed.meta.get("exposure_id")): changed}, objects)
     return result

@@ -18,6 +18,8 @@ from astrid_pipeline.resources.store import Store
 MOST_PIXELS = 4096
 #: Degrees a side at most: beyond, a tangent plane's pixels are no squares any more (1.5 % at the edge of 10°).
 MOST_DEGREES = 5.0
+#: And at least: some pixels of the sharpest survey (0.25″).
+LEAST_DEGREES = 0.001
 
 
 def reference_key(survey: str, ra: float, dec: float, size: float, pixels: int, band: str = "") -> str:
@@ -38,10 +40,11 @@ def square_grid(ra: float, dec: float, size: float, pixels: int) -> tuple[WCS, t
     ConfigError
         If it is no such square.
     """
-    if not (0 <= ra < 360 and -90 <= dec <= 90 and 0 < size <= MOST_DEGREES and 8 <= pixels <= MOST_PIXELS):
+    fits_in = LEAST_DEGREES <= size <= MOST_DEGREES and 8 <= pixels <= MOST_PIXELS
+    if not (0 <= ra < 360 and -90 <= dec <= 90 and fits_in):
         raise ConfigError(
             f"no square of the sky: RA {ra}, Dec {dec}, {size}°, {pixels} px",
-            remedy=f"use at most {MOST_DEGREES:g}° and 8 to {MOST_PIXELS} px",
+            remedy=f"use {LEAST_DEGREES:g}° to {MOST_DEGREES:g}°, 8 to {MOST_PIXELS} px",
         )
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]

@@ -18,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from astrid_pipeline.archives import base as archives
 from astrid_pipeline.catalog import access
 from astrid_pipeline.errors import ConfigError
-from astrid_pipeline.night.reference_dataset import MOST_DEGREES, MOST_PIXELS, reference_key, square_grid
+from astrid_pipeline.night.reference_dataset import (
+    LEAST_DEGREES,
+    MOST_DEGREES,
+    MOST_PIXELS,
+    reference_key,
+    square_grid,
+)
 from astrid_pipeline.review import signed
 from astrid_pipeline.review.api import RESPONSES
 from astrid_pipeline.review.context import Context, Here, Ingester, Reader, tidy
@@ -33,7 +39,7 @@ MOST_PLACES = 50
 #: Archives that anybody with the scope may name: public, and no address among their options.
 _PUBLIC = re.compile(r"^(mast|tesscut):[A-Za-z0-9,]{0,100}$")
 RightAscension = Annotated[float, Field(ge=0, lt=360, allow_inf_nan=False)]
-Radius = Annotated[float, Field(gt=0, le=5, allow_inf_nan=False, description="degrees")]
+Radius = Annotated[float, Field(ge=0.001, le=5, allow_inf_nan=False, description="degrees")]
 Survey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,20}$")]
 RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}$")]
 Band = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{0,3}$")]
@@ -87,9 +93,9 @@ class ReferenceRequest(BaseModel):
 
     ra: RightAscension
     dec: Latitude
-    size: Annotated[float, Field(gt=0, le=MOST_DEGREES, allow_inf_nan=False, description="side, degrees")] = (
-        0.25
-    )
+    size: Annotated[
+        float, Field(ge=LEAST_DEGREES, le=MOST_DEGREES, allow_inf_nan=False, description="side, degrees")
+    ] = 0.25
     pixels: Annotated[int, Field(ge=8, le=MOST_PIXELS, description="side, pixels")] = 512
     survey: Survey = "dss2"
     band: Band = Field(default="", description="filter; empty: red")

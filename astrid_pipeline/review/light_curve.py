@@ -82,7 +82,7 @@ def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
     for value in ticks(low, high):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value)}" y2="{y(value)}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>'
+            f'<text x="{_LEFT - 6}" y="{y(value) + 4}" text-anchor="end">{value + 0.0:g}</text>'
         )
     for value in ticks(first, last, 5):
         parts.append(f'<text x="{x(value)}" y="{HEIGHT - 8}" text-anchor="middle">{value:.10g}</text>')

@@ -107,3 +107,20 @@ def test_only_what_shows_is_kept_and_the_model_s_errors_come_first():
 def test_one_in_ten_is_known(detections, number):
     assert gold.number_of_gold(detections, 10) == number
     assert gold.number_of_gold(detections, 0) == 0
+
+
+def test_known_sources_get_points_of_earlier_nights_and_of_their_own_exposure():
+    from astrid_pipeline.night.light_curves import KNOWN_NIGHTS, measure_known
+
+    changed = make_difference((300, 400), ((200, 150, 40),), exposure_id="e", mjd=61100.0, zero_point=25.0)
+    ra, dec = changed.wcs.all_pix2world(200, 150, 0)
+    objects = pd.DataFrame({"id": [7], "ra": [float(ra)], "dec": [float(dec)]})
+    nights = [f"2026-{1 + k // 28:02d}-{1 + k % 28:02d}" for k in range(KNOWN_NIGHTS + 2)]
+    quiet = {
+        night: {night: make_difference((300, 400), (), exposure_id=night, mjd=61000.0 + k, zero_point=25.0)}
+        for k, night in enumerate(nights)
+    }
+    points = measure_known(objects, quiet, "2026-04-01", changed)
+    assert sorted(points) == [*nights[2:], "2026-04-01"]
+    assert points["2026-04-01"].snr.iloc[0] > 20
+    assert abs(points[nights[-1]].snr.iloc[0]) < 5

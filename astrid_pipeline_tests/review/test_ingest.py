@@ -110,7 +110,9 @@ def test_what_cannot_be_had_is_refused(client, changes, status):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("changes", [{"survey": "hips"}, {"survey": "nosuch"}, {"pixels": 5000}, {"size": 9}])
+@pytest.mark.parametrize(
+    "changes", [{"survey": "hips"}, {"survey": "nosuch"}, {"pixels": 5000}, {"size": 9}, {"size": 5e-324}]
+)
 def test_no_other_survey_or_size_is_asked_for(client, changes):
     assert client.post(f"{V1}/reference-dataset", json={"ra": 1, "dec": 2, **changes}).status_code == 422
 
