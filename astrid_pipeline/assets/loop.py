@@ -53,7 +53,7 @@ def labelled_peaks(
 
     A dataset that is not fit to learn from is refused; the reason then stands here and in the night's report.
     """
-    from astrid_pipeline.night.labelled import label_peaks_of
+    from astrid_pipeline.night.labelled import label_peaks_of, people_only
     from astrid_pipeline.review import collect
 
     name = config.name or f"labels-{context.run_id[:8]}"
@@ -70,7 +70,7 @@ def labelled_peaks(
     ):
         try:
             made = collect.collect(catalog, opened, wanted, "the loop")
-            samples = loop_samples(collect.AstridDataset(name, store=opened).samples)
+            samples = people_only(collect.AstridDataset(name, store=opened).samples)
             peaks = label_peaks_of(
                 with_weights(samples, loop.label_shares(catalog, wanted.start, wanted.end)),
                 products.open(),
@@ -115,20 +115,6 @@ def _keys_of_champion(tracking: Tracking, store: Store) -> set[str]:
     if champion is None or champion.tags.get("source") != "labels":
         return set()
     return set(AstridDataset(champion.tags["dataset"], store=store).samples["key"])
-
-
-def loop_samples(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return the samples that people labelled, with the `piece` of sky that each is of.
-
-    What the model itself said with confidence fills a dataset up, but would only teach it what it knows.
-    """
-    mine = samples[samples["label_source"] == "human"].reset_index(drop=True)
-    # HEALPix order 12: 52 arcsec.
-    cells = [
-        f"{f}:{e if h is None or h != h else int(h) >> 34}"
-        for f, e, h in zip(mine["field"], mine["exposure_id"], mine["hpx29"].astype(object), strict=True)
-    ]
-    return mine.assign(piece=mine["object"].where(mine["object"].notna(), pd.Series(cells, dtype=object)))
 
 
 def with_weights(samples: pd.DataFrame, labelled: dict[str, int]) -> pd.DataFrame:

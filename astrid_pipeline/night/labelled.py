@@ -40,6 +40,23 @@ class LabelledPeaks:
     unseen: pd.DataFrame
 
 
+def people_only(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return a dataset's samples that people labelled, with the `piece` of sky that each is of, and `weight` 1.
+
+    What the model itself said with confidence fills a dataset up, but would only teach it what it knows.
+    """
+    mine = samples[samples["label_source"] == "human"].reset_index(drop=True)
+    # Of no object: the HEALPix pixel of order 12 (52 arcsec), without a position the exposure.
+    cells = [
+        f"{field}:{exposure if hpx is None or hpx != hpx else int(hpx) >> 34}"
+        for field, exposure, hpx in zip(
+            mine["field"], mine["exposure_id"], mine["hpx29"].astype(object), strict=True
+        )
+    ]
+    piece = mine["object"].where(mine["object"].notna(), pd.Series(cells, dtype=object))
+    return mine.assign(piece=piece, weight=1.0)
+
+
 def label_peaks_of(
     samples: pd.DataFrame,
     products: Products,

@@ -156,12 +156,17 @@ class Gate:
 def _same_site(request: Request) -> None:
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
-    foreign = site not in (None, "same-origin", "none")
-    if origin is not None and not foreign:
+    if site is not None:
+        # A browser's own word, which no page can change. Its Origin is `null` where a form is sent from a page that
+        # names no referrer, as ours.
+        foreign = site not in ("same-origin", "none")
+    elif origin is not None:
         try:
             foreign = urlsplit(origin).netloc != request.headers.get("host", "")
         except ValueError:
             foreign = True
+    else:
+        foreign = False
     if foreign:
         raise Problem(403, "this request comes from another site", "use the page itself, or an API key")
 

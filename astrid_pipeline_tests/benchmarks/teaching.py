@@ -43,7 +43,7 @@ Pick = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.nd
 
 
 def queue_of(shards: ShardSet) -> pd.DataFrame:
-    """Return the candidates of all images with what the packaged network says of them, and `real` by the truth."""
+    """Return the candidates of all images with what the packaged detector says of them, and `real` by the truth."""
     from astrid_pipeline.learning import load_model
     from astrid_pipeline.learning.channels import unsqueeze_score
     from astrid_pipeline.learning.infer import peak_table
@@ -57,7 +57,8 @@ def queue_of(shards: ShardSet) -> pd.DataFrame:
         bad = (np.asarray(shards.labels(i)) & UNUSABLE_BIT) != 0
         probability = predict(detector.inference_network, planes)
         peaks = peak_table(probability, bad, unsqueeze_score(planes[3]), found, detector.peak_threshold)
-        mine = peaks[peaks["candidate"] >= 0].set_index("candidate")[list(PEAK_FEATURES)]
+        peaks["score"] = detector.score(peaks)["score"]
+        mine = peaks[peaks["candidate"] >= 0].set_index("candidate")[[*PEAK_FEATURES, "score"]]
         place = pd.DataFrame({"x": found["x"], "y": found["y"], "score": found["peak_score"].abs()})
         verdict, _ = match(place, truth, min_snr=4.0)
         table = found.join(mine).assign(real=verdict == 1, image_id=shards.image_id(i))
@@ -118,9 +119,9 @@ def curve(
             out.append(average_precision(model.logit(held), truth, int(truth.sum())))
             p = model.probability(pool)
         except ModelError:
-            # Fewer than 20 real ones so far: nothing is known of any.
+            # Fewer than 20 real ones so far: as on the page, the detector's own score is all that is known.
             out.append(0.0)
-            p = np.full(len(pool), 0.5)
+            p = pool["score"].fillna(pool["score"].min() / 2).to_numpy(float)
         if known.sum() >= LAST:
             return np.array(out)
         known[pick(space, p, known, rng)] = True
@@ -199,7 +200,8 @@ def measure(
         )
         mean = curves[name].mean(axis=0)
         at = " ".join(f"{FIRST + STEP * k}:{mean[k]:.3f}" for k in range(1, len(mean), 3))
-        told = "" if name == "random" else f"  {saving(curves['random'], curves[name])}"
+        compared = name != "random" and "random" in curves
+        told = f"  {saving(curves['random'], curves[name])}" if compared else ""
         print(f"  {name:12s} {at}{told}  ({time.perf_counter() - begun:.0f} s)", flush=True)
     return curves
 
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, nargs="*", help="sets made before by build_shards, instead")
     parser.add_argument("--held", type=Path, nargs="*", help="the same, to judge on")
     parser.add_argument("--orders", default=",".join(ORDERS))
+    parser.add_argument("--output", type=Path, help="where to keep the curves (.npz)")
     parser.add_argument("--features", default="second stage,candidates")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="astrid-teaching-") as folder:
@@ -228,7 +231,9 @@ def main() -> None:
     every = {"second stage": real_bogus_features(), "candidates": FEATURES}
     for name in chosen.features.split(","):
         print(f"features: {name} ({len(every[name])})")
-        measure(pool, held, every[name], chosen.orders.split(","), chosen.repeats)
+        curves = measure(pool, held, every[name], chosen.orders.split(","), chosen.repeats)
+        if chosen.output is not None:
+            np.savez(chosen.output.with_stem(f"{chosen.output.stem}-{name.replace(' ', '-')}"), **curves)
 
 
 if __name__ == "__main__":

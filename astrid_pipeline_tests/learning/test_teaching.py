@@ -111,7 +111,7 @@ def test_it_saves_labels_where_most_are_clear(monkeypatch):
     def queue(n: int) -> pd.DataFrame:
         table = pd.DataFrame(rng.normal(size=(n, 6)), columns=list("abcdef"))
         depth = table["a"] + 0.7 * table["b"] * table["c"] - 1.6
-        return table.assign(real=depth > 0, image_id=np.arange(n) // 10)
+        return table.assign(real=depth > 0, image_id=np.arange(n) // 10, score=0.5)
 
     pool, held = queue(1500), queue(1500)
     curves = {
