@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
-#: Tag of a run that a worker of `astrid backfill` executes: `host:pid:start of the process`.
-PROCESS_TAG = "astrid/process"
+#: The page hides tags of this prefix.
+#: The page hides tags of this prefix. Tag of a run that a worker of `astrid backfill` executes: `host:pid:start of the process`.
+PROCESS_TAG = ".dagster/astrid_process"
 #: Tag of a run that was launched from the page or by a sensor: the machine on which its process will be.
-HOST_TAG = "astrid/host"
+HOST_TAG = ".dagster/astrid_host"
 
 _GRPC_TAG = ".dagster/grpc_info"
 #: Seconds by which the clock of a process' start and that of its first event may differ.
