@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
 #: The page hides tags of this prefix.
-#: The page hides tags of this prefix. Tag of a run that a worker of `astrid backfill` executes: `host:pid:start of the process`.
+#: Tag of a run that a worker of `astrid backfill` executes: `host:pid:start of the process`.
 PROCESS_TAG = ".dagster/astrid_process"
 #: Tag of a run that was launched from the page or by a sensor: the machine on which its process will be.
 HOST_TAG = ".dagster/astrid_host"
