@@ -196,6 +196,16 @@ def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
     }
 
 
+def _by_object(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first row of each object, with `times`, how many there are."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kept = found.setdefault(row["object"] or row["key"], {**row, "times": 0})
+        kept["times"] += 1
+        kept["label_class"] = kept["label_class"] or row["label_class"]
+    return list(found.values())
+
+
 @router.get("/review/report")
 def report(here: Here, me: Reader, night: Annotated[dt.date | None, Query()] = None) -> Response:
     """Show what a night's scanning came to."""
@@ -210,7 +220,9 @@ def report(here: Here, me: Reader, night: Annotated[dt.date | None, Query()] = N
         night=night,
         nights=facets["nights"],
         progress=queue.progress(here.catalog, wanted),
-        confirmed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="real"), 500).rows,
+        confirmed=_by_object(
+            queue.list_sources(here.catalog, queue.Filter(night=night, seen="real"), 500).rows
+        ),
         disputed=queue.list_sources(here.catalog, queue.Filter(night=night, seen="disputed"), 500).rows,
         scanners=gold.scanners(here.catalog).to_dict(orient="records"),
         kappa=kappa,

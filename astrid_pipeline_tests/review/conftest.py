@@ -126,6 +126,7 @@ class Server:
 
     scene: Scene
     port: int
+    instance: Any = None
     _server: uvicorn.Server | None = None
     _thread: threading.Thread | None = None
     _app: Any = None
@@ -137,7 +138,7 @@ class Server:
 
     def start(self) -> None:
         """Serve until `stop`."""
-        app = create_app(self.scene.settings, self.scene.catalog, self.scene.store)
+        app = create_app(self.scene.settings, self.scene.catalog, self.scene.store, self.instance)
         self._app = app
         config = uvicorn.Config(app, port=self.port, log_level="error", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
@@ -156,9 +157,9 @@ class Server:
 
 
 @pytest.fixture
-def server(scene: Scene) -> Iterator[Server]:
+def server(scene: Scene, instance: Any) -> Iterator[Server]:
     """The application on a free port."""
-    made = Server(scene, free_port())
+    made = Server(scene, free_port(), instance)
     made.start()
     yield made
     made.stop()

@@ -14,7 +14,7 @@ from astrid_pipeline.review.app import create_app
 
 pytestmark = pytest.mark.postgres
 
-#: Requests a route and kind; a hundred were tried by hand.
+#: Requests a route and kind; sixty were tried by hand.
 EXAMPLES = 8
 #: What Dagster and MLflow do not answer here is told as 503 with a problem.
 _AWAY = ("/health", "/ingest", "/datasets/{dataset_id}/log")
