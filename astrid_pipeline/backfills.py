@@ -42,7 +42,7 @@ def backfill(context: dg.OpExecutionContext, config: BackfillConfig):
     def begin(steps: list[Step]) -> None:
         counts.update(frames=0, of=total(steps))
         kinds = ", ".join(sorted({step.job for step in steps}))
-        context.log.info(f"{len(steps)} runs are ready ({kinds}), {total(steps)} frames")
+        context.log.info(f"to be done now: {kinds}: {len(steps)} in all, {total(steps)} frames")
 
     def report(result: RunResult) -> None:
         nonlocal said
@@ -57,7 +57,8 @@ def backfill(context: dg.OpExecutionContext, config: BackfillConfig):
         if time.monotonic() - said > SAY_SECONDS or counts["frames"] >= counts["of"]:
             said = time.monotonic()
             context.log.info(
-                f"{counts['frames']} of {counts['of']} frames; {counts['ended']} runs ended, {counts['failed']} failed"
+                f"{counts['frames']} of these {counts['of']} frames done; runs so far: {counts['ended']}, "
+                f"of which {counts['failed'] or 'none'} failed"
             )
 
     results = driver.backfill(
@@ -68,7 +69,7 @@ def backfill(context: dg.OpExecutionContext, config: BackfillConfig):
         report,
         begin=begin,
         say=context.log.info,
-        tags={"astrid/backfill": context.run_id},
+        tags={"astrid/backfill": context.run_id[:8]},
     )
     failed = [result for result in results if result.error]
     if failed:

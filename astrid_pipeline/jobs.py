@@ -12,6 +12,30 @@ import dagster as dg
 from astrid_pipeline.backfills import backfill_field
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELDS, INSTRUMENT_NIGHTS
 
+
+@dg.failure_hook(name="say_why")
+def say_why(context: dg.HookContext) -> None:
+    """Say in one line of the run's log, below all traces, why a step failed and whether trying again can help."""
+    from astrid_pipeline.errors import AstridError
+
+    error: BaseException | None = context.op_exception
+    while error is not None and not isinstance(error, AstridError) and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if isinstance(error, dg.Failure):
+        text, again = str(error.description), error.allow_retries
+    else:
+        again = isinstance(error, AstridError) and not error.permanent
+        if not isinstance(error, AstridError):
+            text = f"{type(error).__name__}: {text} (a defect, or the machine: see the trace)"
+    what = (
+        "may go better: failed_partitions tries it again"
+        if again
+        else "trying again cannot help until this is mended"
+    )
+    context.log.error(f"WHY {context.op.name} was not made: {text} — {what}")
+
+
 NIGHT_ASSETS = (
     "difference_images",
     "candidates",
@@ -30,6 +54,7 @@ ingest = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets("observations"),
     partitions_def=FIELD_NIGHTS,
+    hooks={say_why},
     description="Fetch the exposures of a field and night from its archive.",
     tags={"stage": "ingest"},
 )
@@ -37,30 +62,35 @@ make_masters = dg.define_asset_job(
     "make_masters",
     selection=dg.AssetSelection.assets("master_calibrations"),
     partitions_def=INSTRUMENT_NIGHTS,
+    hooks={say_why},
     description="Build master bias, dark and flats of an instrument and night.",
 )
 calibrate_night = dg.define_asset_job(
     "calibrate_night",
     selection=dg.AssetSelection.assets("observations", "calibrated_frames"),
     partitions_def=FIELD_NIGHTS,
+    hooks={say_why},
     description="Fetch and calibrate a field's night, without differencing: what references are made of.",
 )
 make_references = dg.define_asset_job(
     "make_references",
     selection=dg.AssetSelection.assets("reference_images"),
     partitions_def=FIELDS,
+    hooks={say_why},
     description="Coadd a field's good earlier frames into references, versioned by filter and first night.",
 )
 process_night = dg.define_asset_job(
     "process_night",
     selection=dg.AssetSelection.assets("observations", "calibrated_frames", *NIGHT_ASSETS),
     partitions_def=FIELD_NIGHTS,
+    hooks={say_why},
     description="Take a field's night from raw exposures to detections, alerts, training samples and summary.",
 )
 take_alerts = dg.define_asset_job(
     "take_alerts",
     selection=dg.AssetSelection.assets("survey_alerts", "alert_stamps"),
     partitions_def=FIELD_NIGHTS,
+    hooks={say_why},
     description="Take a night of another survey's alert packets: candidates with their cut-outs, scores, light curves. "
     "For fields whose archive is alerts:PATH.",
 )

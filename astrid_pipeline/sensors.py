@@ -69,8 +69,9 @@ def new_observations(
             if not found and not settled:
                 state.settle(field, signature, time.time())
         except AstridError as error:
-            # The other fields' archives may answer.
-            state.silent(field, time.time(), error)
+            # The other fields' archives may answer. One that is silent is counted when it was due, not at each tick.
+            if state.due(field, time.time()):
+                state.silent(field, time.time(), error)
             continue
         fields.add(field.name)
         instruments |= listing.instruments

@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks of a worker whether the process that started it still lives.
 PARENT_SECONDS = 1.0
+#: Seconds between two looks at another run that is making the same.
+OTHERS_SECONDS = 1.0
+#: Dagster's tag of what a sensor has asked for.
+RUN_KEY_TAG = "dagster/run_key"
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,22 @@ def execute(
     from astrid_pipeline.services.dead_runs import PROCESS_TAG, this_process
 
     started = time.perf_counter()
-    field, _, night = step.partition.rpartition("|")
+    field, _, night = step.partition.rpartition("|") if "|" in step.partition else (step.partition, "", "")
     config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, **(run_config or {})}
     run_id = str(uuid.uuid4())
     with dagster_instance() as instance, _noting_a_stop(instance, run_id):
+        if (other := _made_by_another(instance, step)) is not None:
+            return RunResult(step, other, time.perf_counter() - started)
         result = defs.resolve_job_def(step.job).execute_in_process(
             instance=instance,
             run_id=run_id,
             partition_key=step.partition or None,
             run_config=config,
             tags={
-                "astrid/field": field or step.partition or "-",
+                "astrid/field": field or "-",
                 "astrid/night": night or "-",
+                # By it the sensor `new_observations` knows that this need not be asked for.
+                RUN_KEY_TAG: step.run_key,
                 PROCESS_TAG: this_process(),
                 **(tags or {}),
             },
@@ -88,6 +96,31 @@ def execute(
         bad_checks=bad,
         peak_megabytes=_peak_megabytes(),
     )
+
+
+def _made_by_another(instance: Any, step: Step) -> str | None:
+    """Return the id of another run that has made just this meanwhile, None where it is to be made here.
+
+    A run that waits in the queue is taken over: it is cancelled. One that is under way is waited for.
+    """
+    import dagster as dg
+
+    same = {RUN_KEY_TAG: step.run_key}
+    if not step.digest:
+        return None
+    waiting = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
+    for run in instance.get_runs(dg.RunsFilter(tags=same, statuses=waiting)):
+        instance.report_run_canceled(run, message="a backfill makes this now")
+    going = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    others = instance.get_runs(dg.RunsFilter(tags=same, statuses=going))
+    while unfinished := [r for r in others if not instance.get_run_by_id(r.run_id).is_finished]:
+        from astrid_pipeline.services.dead_runs import end_dead_runs
+
+        end_dead_runs(instance)
+        log.info("%s: waiting for run %s, which is making it", step.partition, unfinished[0].run_id[:8])
+        time.sleep(OTHERS_SECONDS)
+    made = [r for r in others if instance.get_run_by_id(r.run_id).is_success]
+    return made[0].run_id if made else None
 
 
 @contextmanager

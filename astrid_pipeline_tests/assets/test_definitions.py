@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from astrid_pipeline.definitions import build_defs
+from astrid_pipeline.errors import ReadError, ServiceError
 
 NIGHTLY = {
     "observations",
@@ -161,3 +162,51 @@ def test_the_science_does_not_know_dagster_or_the_database(room):
     assert done.returncode == 0, done.stderr[-2000:]
     if room != "night":  # night takes the store, whose module is a Dagster resource too
         assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ReadError("no such folder", where="/data", remedy="make it"),
+            "/data: no such folder (make it) — trying again",
+        ),
+        (ServiceError("status 503", where="mast"), "mast: status 503 — may go better: failed_partitions"),
+        (KeyError("seeing"), "KeyError: 'seeing' (a defect, or the machine: see the trace)"),
+        (
+            dg.Failure("the index is damaged", allow_retries=False),
+            "the index is damaged — trying again cannot help",
+        ),
+    ],
+)
+def test_a_failed_step_says_why_in_one_line(error, said):
+    from astrid_pipeline.jobs import say_why
+
+    @dg.op
+    def made():
+        raise error
+
+    @dg.job(hooks={say_why})
+    def night():
+        made()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = night.execute_in_process(raise_on_error=False, instance=instance)
+        assert not result.success
+        told = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    (line,) = [text for text in told if text.startswith("WHY")]
+    assert "made was not made" in line
+    assert said in line
+
+
+def test_every_nightly_job_says_why(definitions):
+    for name in (
+        "ingest",
+        "make_masters",
+        "calibrate_night",
+        "make_references",
+        "process_night",
+        "take_alerts",
+    ):
+        job = definitions.resolve_job_def(name)
+        assert {hook.name for hook in job.hook_defs} == {"say_why"}, name

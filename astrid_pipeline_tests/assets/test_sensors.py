@@ -146,6 +146,19 @@ def test_an_archive_that_is_down_is_asked_more_seldom_and_does_not_hold_up_the_o
     assert "asked again at" in said(again)
 
 
+def test_an_archive_that_is_gone_is_counted_once_and_found_again(instance, tmp_path):
+    folder = tmp_path / "data"
+    field = Field("here", 150.0, 2.0, 0.5, archive=f"folder:{folder}")
+    first = tick(instance, Catalogue(field))
+    for _ in range(3):
+        first = tick(instance, Catalogue(field), cursor=first.cursor)
+    assert json.loads(first.cursor)["fields"]["here"]["failures"] == 1
+    assert "here: no answer once" in said(first)
+    write(folder / "a.fits", None, TAN)
+    again = tick(instance, Catalogue(field), cursor=first.cursor)
+    assert json.loads(again.cursor)["fields"]["here"]["failures"] == 0
+
+
 def test_a_tick_that_runs_late_looks_at_the_others_next_time(instance, server, monkeypatch):
     monkeypatch.setattr(sensors, "TICK_SECONDS", -1.0)
     result = tick(instance, Catalogue(field_at(server)))
