@@ -13,7 +13,12 @@ from astrid_pipeline.archives.base import Field, open_archive
 from astrid_pipeline_tests.assets.conftest import walk
 
 #: Nothing is put into the frames: half of a night's time.
-WITHOUT_INJECTIONS = {"ops": {"injected_night": {"config": {"exposures_per_filter": 0}}}}
+WITHOUT_INJECTIONS = {
+    "ops": {
+        "injected_night": {"config": {"exposures_per_filter": 0}},
+        "gold_standard": {"config": {"most": 0}},
+    }
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.mlflow]
 
