@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from astrid_pipeline.imaging.frame import Image
+from astrid_pipeline.imaging.parallel import each
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.imaging.subtract.arrays import Surface, cells_with, fast_length
 from astrid_pipeline.imaging.subtract.fill_solver import MOST, Solver
@@ -100,6 +101,14 @@ class Piece:
         rows, columns = (slice(max(s.start - by, 0), s.stop + by) for s in (self.rows, self.columns))
         return rows, columns
 
+    def within(self, size: int) -> tuple[slice, slice]:
+        """Return where its rows and columns lie in its stamp of `size` px."""
+        rows, columns = (
+            slice(s.start - c + size // 2, s.stop - c + size // 2)
+            for s, c in ((self.rows, self.y), (self.columns, self.x))
+        )
+        return rows, columns
+
 
 def _pieces(holes: _Bool) -> list[Piece]:
     """Return what the holes are filled in: a connected one in one piece about its middle, a long one in several."""
@@ -158,22 +167,27 @@ def fill_pair(
         cell: Solver(psf_matched, psf_reference, shift, sigmas, fast_length(cell + 2 * AROUND), device)
         for cell in {cell for cell, _ in groups}
     }
-    for (cell, batch), pieces in groups.items():
-        solver = solvers[cell]
-        for start in range(0, len(pieces), batch or BATCH_OF_CORES):
-            part = pieces[start : start + (batch or BATCH_OF_CORES)]
-            filled = _solve(solver, part, frames, holes, margin, at_once=batch > 0)
-            for i, piece in enumerate(part):
-                inside = tuple(
-                    slice(s.start - c + solver.size // 2, s.stop - c + solver.size // 2)
-                    for s, c in ((piece.rows, piece.y), (piece.columns, piece.x))
-                )
-                for image, solved, hole in zip(
-                    (science, reference), filled, (bad_science, bad_reference), strict=True
-                ):
-                    # A hole with too little around it to be solved for keeps its smooth filling.
-                    where = hole[piece.rows, piece.columns] & np.isfinite(solved[i][inside])
-                    image[piece.rows, piece.columns][where] = solved[i][inside][where]
+    jobs = [
+        (solvers[cell], pieces[start : start + (batch or BATCH_OF_CORES)], batch > 0)
+        for (cell, batch), pieces in groups.items()
+        for start in range(0, len(pieces), batch or BATCH_OF_CORES)
+    ]
+
+    def solved(job: tuple[Solver, list[Piece], bool]) -> list[tuple[npt.NDArray, ...]]:
+        solver, part, at_once = job
+        filled = _solve(solver, part, frames, holes, margin, at_once=at_once)
+        inside = [piece.within(solver.size) for piece in part]
+        return [tuple(frame[i][here] for frame in filled) for i, here in enumerate(inside)]
+
+    for (_, part, _), values in zip(jobs, each(solved, jobs), strict=True):
+        for piece, new in zip(part, values, strict=True):
+            here = (piece.rows, piece.columns)
+            for image, value, hole in zip(
+                (science, reference), new, (bad_science, bad_reference), strict=True
+            ):
+                # A hole with too little around it to be solved for keeps its smooth filling.
+                where = hole[here] & np.isfinite(value)
+                image[here][where] = value[where]
     return science, reference
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from astrid_pipeline.errors import SubtractionError
 from astrid_pipeline.imaging.frame import Frame, Image
 from astrid_pipeline.imaging.mask import is_set
+from astrid_pipeline.imaging.parallel import each
 from astrid_pipeline.imaging.psf_model import PSF
 
 #: Share of pixels that must be usable in both frames: below, neither sky nor flux ratio can be measured.
@@ -77,7 +78,7 @@ def make_pair(science: Frame, reference: Frame) -> Pair:
             remedy="bring the reference onto the science grid first: align(reference, to=science)",
         )
     _check_wcs(science, reference)
-    ready = [_prepared(frame) for frame in (science, reference)]
+    ready = each(_prepared, (science, reference))
     whole = parts(ready[0])[1]
     ready = [frame.replace(psf=rounded(parts(frame)[1])) for frame in ready]
     bad = [is_set(frame.mask) for frame in ready]
