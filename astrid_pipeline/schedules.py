@@ -33,8 +33,9 @@ daily_health = dg.ScheduleDefinition(
     job=check_health,
     cron_schedule="30 9 * * *",
     execution_timezone=_ZONE,
-    description="Looks each morning whether archives answer, nights are made, raw files are whole (a sample), and "
-    "disks have room. What is wrong fails a check of the asset data_health, in words.",
+    description="Looks each morning whether archives answer, nights are made, raw files are whole (a sample), disks "
+    "have room, and the images and labels of the last 7 days are as good as before. What is wrong fails a check of the "
+    "asset data_health, in words, and goes out by ASTRID_ALERT_WEBHOOK and ASTRID_ALERT_EMAIL.",
     default_status=_OFF,
 )
 
