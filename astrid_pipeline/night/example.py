@@ -36,14 +36,14 @@ def _skies(images: int, seed: int) -> Iterator[tuple[Simulated, pd.DataFrame]]:
         table = sky.candidates.reset_index(drop=True)
         place = pd.DataFrame({"x": table["x"], "y": table["y"], "score": table["peak_score"].abs()})
         verdict, which = match(place, sky.truth, min_snr=_REAL_SNR)
-        kinds = sky.truth["label"].reset_index(drop=True).reindex(which).to_numpy(object)
+        kinds = sky.truth["label"].reset_index(drop=True).reindex(which)
         piece = f"sky {number}"
         table = table.assign(
             field="simulated",
             night="2026-01-01",
             piece=piece,
             is_anomaly=verdict == RIGHT,
-            anomaly_type=np.where(verdict == RIGHT, kinds, None),
+            anomaly_type=kinds.reset_index(drop=True).where(verdict == RIGHT, None),
             label_source="truth",
             split=split_of(piece, _SHARES, seed),
         )

@@ -92,15 +92,17 @@ def test_uncertainty_is_1_in_the_middle():
 
 def test_savings_of_known_curves():
     labels = np.arange(benchmark.FIRST, benchmark.LAST + 1, benchmark.STEP)
-    random = np.tile(np.minimum(labels / 1000, 0.8), (5, 1))
-    other = np.tile(np.minimum(labels / 500, 0.8), (5, 1))
-    found = benchmark.saving(random, other, resamples=50)
-    assert found.random == pytest.approx(800)
-    assert found.other == pytest.approx(400)
+    random = np.tile(labels / 1000, (5, 1))
+    other = np.tile(np.minimum(labels / 500, 1.0), (5, 1))
+    found = benchmark.saving(random, other, resamples=20)
     assert found.saved == pytest.approx(0.5)
     assert (found.low, found.high) == pytest.approx((0.5, 0.5))
-    never = benchmark.saving(random, random - 0.5, resamples=50)
+    assert found.at == pytest.approx({500: 250, 1000: 500})
+    assert "50% fewer" in str(found)
+    never = benchmark.saving(random, random / 3, resamples=20)
     assert never.saved == never.low == 0.0
+    falling = benchmark.saving(random, other[:, ::-1], resamples=20)
+    assert falling.saved <= 0.5, "what falls again is no better than its mean"
 
 
 def test_it_saves_labels_where_most_are_clear(monkeypatch):
