@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: moves a centroid by a fraction of a pixel, and two sources this near are blended anyway.
 SAME_SOURCE_PX = 2.0
 
+#: Sources of one exposure and pixel at most: as many fields as may overlap at one place.
+MOST_OF_ONE_KEY = 100
+
 #: Columns of the products that have one of their own in `sources`.
 _OWN = (
     "exposure_id",
@@ -105,8 +108,15 @@ def keep_sources(
 
 
 def _keys_of_others(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
-    """Return the keys that are taken: what was put in may lie on the pixel of what was found, and the other way."""
-    return set(connection.scalars(select(Source.key).where(Source.key.in_([row["key"] for row in rows]))))
+    """Return the keys that are taken: by what was put in on the pixel of what was found, or by another field.
+
+    An exposure (or an alert) may lie in several fields that overlap.
+    """
+    taken = set(connection.scalars(select(Source.key).where(Source.key.in_([row["key"] for row in rows]))))
+    if taken:
+        numbered = [f"{key}:{number}" for key in taken for number in range(2, MOST_OF_ONE_KEY)]
+        taken |= set(connection.scalars(select(Source.key).where(Source.key.in_(numbered))))
+    return taken
 
 
 def _rows(table: pd.DataFrame, field_id: int, night: dt.date, injected: bool = False) -> list[dict[str, Any]]:

@@ -130,6 +130,29 @@ def test_a_night_made_again_keeps_names_ids_and_labels(catalog, field):
     assert not left[left.id == labelled.id].present.item()
 
 
+def test_one_exposure_may_lie_in_many_fields_that_overlap(catalog, field):
+    names = [field, *(f"{field}-{number}" for number in range(4))]
+    for name in names[1:]:
+        catalog.add_field(Field(name, RA, DEC, 0.5, ("g",)))
+    try:
+        for name in [*names, *names]:  # made, and made again
+            table = finds([(0, 0)], "shared", 61042.1)
+            catalog.replace_partition(
+                name,
+                "2026-01-02",
+                observations=observations(),
+                candidates=table,
+                detections=detections(table),
+                run_id="run",
+            )
+        with catalog.reading("look") as connection:
+            keys = connection.scalars(text("SELECT key FROM sources WHERE exposure_id = 'shared'")).all()
+        assert len(keys) == len(set(keys)) == len(names)
+    finally:
+        for name in names[1:]:
+            catalog.remove_field(name)
+
+
 def test_labels_outlive_their_field(catalog, field):
     table = finds([(0, 0)], f"{field}a", 61042.1)
     put(catalog, field, "2026-01-02", table)
