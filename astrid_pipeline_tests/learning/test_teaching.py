@@ -101,8 +101,6 @@ def test_savings_of_known_curves():
     assert "50% fewer" in str(found)
     never = benchmark.saving(random, random / 3, resamples=20)
     assert never.saved == never.low == 0.0
-    falling = benchmark.saving(random, other[:, ::-1], resamples=20)
-    assert falling.saved <= 0.5, "what falls again is no better than its mean"
 
 
 def test_it_saves_labels_where_most_are_clear(monkeypatch):
