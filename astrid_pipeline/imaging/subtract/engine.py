@@ -34,26 +34,17 @@ from astrid_pipeline.imaging.subtract.arrays import (
     Surface,
     frequencies,
     moved,
-    normalised_coefficients,
     power,
-    spectra,
 )
+from astrid_pipeline.imaging.subtract.terms import MONOMIALS, SMALL, Terms
 from astrid_pipeline.imaging.subtract.tiles import Grid, Mosaic, make_grid, pad, row_of_tiles
 
 if TYPE_CHECKING:
     import torch
 
-#: Monomials of (dx, dy) by which PSFs and shift vary within a tile.
-MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 #: Terms that change no pixel of the tile's PSFs by more than this share of the peak are left out: that much of a star
 #: of S/N 500 is a quarter of a sigma.
 NEGLIGIBLE = 5e-4
-#: Components of a PSF's basis that change no pixel by more than this share of the peak are dropped: a measured PSF has
-#: up to 15, of which a handful say something.
-COMPRESSED = 1e-5
-#: Side of the small grid on which the normalisations are summed; it holds every PSF.
-SMALL = 64
-
 #: (P_n, P_r, σ_n², σ_r²) → (W, W_D), see the module's text; D scaled such that a change of flux f is f · P_D.
 Filters = Callable[[Any, Any, float, float], tuple[Any, Any]]
 
@@ -108,7 +99,7 @@ class Filtered:
     psf:
         P_D at the centre of the frame.
     own_noise:
-        What a source of flux f adds to the variance of its own flux, divided by f.
+        What a new source of flux f adds to the variance of its own flux beyond what is in it, divided by f.
     difference_weights:
         (Σ d_n², Σ d_r²): what the pixels' variances contribute to D's.
     """
@@ -126,46 +117,6 @@ def margin_of(scene: Scene) -> int:
     """Return how far the filters reach: two PSF radii, but never over 32 px, where they are below 1e-5."""
     size = max(scene.psf_science.size, scene.psf_reference.size)
     return int(min(max(size, 16), 32))
-
-
-class _Model:
-    """A PSF's transforms on one grid of frequencies, and its polynomial within each tile."""
-
-    def __init__(self, psf: PSF, grid: Grid, device: torch.device) -> None:
-        x, y = grid.centres()
-        # Nine nodes determine the six monomials of each coefficient.
-        self.nodes = [(i, j) for j in (-1, 0, 1) for i in (-1, 0, 1)]
-        at = np.stack(
-            [
-                normalised_coefficients(psf, x + i * grid.step_x / 2, y + j * grid.step_y / 2)
-                for i, j in self.nodes
-            ],
-            axis=-2,
-        )  # (rows, columns, 9, K)
-        height, width = grid.shape
-        middle = normalised_coefficients(psf, (width - 1) / 2, (height - 1) / 2)
-        flat, basis = _compressed(np.vstack([at.reshape(-1, at.shape[-1]), middle]), psf.basis)
-        self.middle = flat[-1]
-        self.node_coefficients = flat[:-1].reshape(*at.shape[:-1], -1)  # (rows, columns, 9, k)
-        self.basis = spectra(basis, grid.size, device)
-        self.small = spectra(basis, SMALL, device)
-        design = np.array([[i**p * j**q for p, q in MONOMIALS] for i, j in self.nodes], float)
-        self.terms = np.einsum("tm,rcmk->rctk", np.linalg.pinv(design), self.node_coefficients)
-        stamps = self.terms.reshape(-1, self.terms.shape[-1]) @ basis.reshape(len(basis), -1)
-        size = np.abs(stamps).max(1).reshape(-1, len(MONOMIALS)).max(0)
-        self.size_of_terms = size / psf.stamp().max()  # (6,), of the peak
-
-
-def _compressed(coefficients: Array, basis: Array) -> tuple[Array, Array]:
-    """Return coefficients (n, k) and a basis (k, S, S) that give the same n stamps as (n, K) and (K, S, S) do."""
-    pixels = basis.reshape(len(basis), -1)
-    q, r = np.linalg.qr(pixels.T)
-    u, scale, v = np.linalg.svd(coefficients @ r.T, full_matrices=False)
-    new, left = u * scale, (v @ q.T)
-    share = np.abs(new).max(0) * np.abs(left).max(1)
-    dropped = np.cumsum(share[::-1])[::-1]
-    kept = max(1, int((dropped > COMPRESSED * np.abs(coefficients[-1] @ pixels).max()).sum()))
-    return new[:, :kept], left[:kept].reshape(kept, *basis.shape[1:])
 
 
 def filter_tiles(scene: Scene, filters: Filters) -> Filtered:
@@ -216,7 +167,7 @@ class _Worker:
             )
         ]
         self.n, self.q, self.r = (
-            _Model(psf, grid, device) for psf in (scene.psf_science, scene.psf_matched, scene.psf_reference)
+            Terms(psf, grid, device) for psf in (scene.psf_science, scene.psf_matched, scene.psf_reference)
         )
         self.ky, self.kx = frequencies(grid.size, device)
         half = torch.full((SMALL // 2 + 1,), 2.0, device=device)
@@ -378,9 +329,25 @@ class _Worker:
         profile = torch.fft.irfft2(p_n, s=(SMALL, SMALL))
         f_s = float(((w * p_n * p_r).real * self.half).sum())
         mirrored = torch.flip(k_n, (0, 1)).roll((1, 1), (0, 1))  # k_n(−y): what each pixel weighs in the flux
-        own = float((mirrored**2 * profile).sum()) / f_s**2
+        own = self.scene.science_slope * float((mirrored**2 * profile).sum()) / f_s**2
+        own -= self._counted(p_n, p_r, k_n, torch.fft.irfft2(w * q, s=(SMALL, SMALL))) / f_s**2
         weights = [float((power(p * w_d) * self.half).sum()) for p in (p_r, q)]
-        return PSF(stamp[None] / stamp.sum(), shape=self.grid.shape), own, (weights[0], weights[1])
+        return PSF(stamp[None] / stamp.sum(), shape=self.grid.shape), max(own, 0.0), (weights[0], weights[1])
+
+    def _counted(self, p_n: torch.Tensor, p_r: torch.Tensor, k_n: torch.Tensor, k_r: torch.Tensor) -> float:
+        """Return what `_variance` holds already of a change's photons, at its place and per unit of its flux.
+
+        The light expected under both frames contains part of what only one of them shows: little where the reference
+        is the deeper and sharper, a third where it is neither.
+        """
+        import torch
+
+        floor = 1e-3 * (self.v_n + self.v_r)
+        den = power(p_r).mul_(self.v_n).add_(power(p_n), alpha=self.v_r).add_(floor)
+        sky = power(p_n).mul_(self.v_r).div_(den)
+        light = torch.fft.rfft2(k_n.square()) * p_n * self.scene.science_slope
+        light = light + torch.fft.rfft2(k_r.square()) * p_r * self.scene.reference_slope
+        return float((light.real * sky * self.half).sum())
 
 
 def _enlarge(kernel: torch.Tensor, size: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Diffe
     halos = raise_variance(flux, variance, static, bad, filtered.psf.fwhm() * math.sqrt(2))
     score = np.asarray(flux / np.sqrt(variance), np.float32)
     # A source that is there adds its own photons' noise.
-    own = np.float32(filtered.own_noise * scene.science_slope / pair.light) * np.maximum(flux, 0)
+    own = np.float32(filtered.own_noise / pair.light) * np.maximum(flux, 0)
     flux_err = np.sqrt(variance + own)
     ratio = match.ratio.image()
     reference_variance = parts(pair.reference)[0] * ratio**2
