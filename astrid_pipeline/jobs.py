@@ -108,7 +108,7 @@ summarise_survey = dg.define_asset_job(
 fetch_reference = dg.define_asset_job(
     "fetch_reference",
     selection=dg.AssetSelection.assets("reference_dataset"),
-    description="Fetch a sky survey's image of a place, as the API's observations/ingest/reference-dataset asks for it.",
+    description="Fetch a sky survey's image of a place, as the API's ingest/reference-dataset asks for it.",
 )
 check_health = dg.define_asset_job(
     "check_health",
