@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 import uuid
 
 import dagster as dg
@@ -61,3 +63,30 @@ def test_what_another_run_is_making_is_not_made_twice(monkeypatch) -> None:
         other = run(instance, dg.DagsterRunStatus.STARTED)
         monkeypatch.setattr(runner.time, "sleep", lambda _: instance.report_run_failed(other))
         assert _made_by_another(instance, step) is None
+
+
+def test_a_run_in_a_worker_waits_for_its_pool(tmp_path) -> None:
+    """As `astrid backfill` runs it: in process, without daemon or queue, and yet one on the GPU at a time."""
+    freed: list[float] = []
+
+    @dg.op(pool="gpu")
+    def judged() -> None:
+        assert freed, "it began while another run had the only slot"
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def night() -> None:
+        judged()
+
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        storage = instance.event_log_storage
+        storage.set_concurrency_slots("gpu", 1)
+        assert storage.claim_concurrency_slot("gpu", "another-run", "judged").is_claimed
+
+        def free() -> None:
+            freed.append(time.monotonic())
+            storage.free_concurrency_slots_for_run("another-run")
+
+        later = threading.Timer(1.0, free)
+        later.start()
+        assert night.execute_in_process(instance=instance).success
+        later.join()
