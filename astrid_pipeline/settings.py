@@ -132,6 +132,12 @@ class Settings(BaseSettings):
     review_port: int = Field(
         default=8000, ge=1, le=65535, description="Port of the vetting page and the API."
     )
+    review_workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that serve them; one is enough for some 30 people who scan at once.",
+    )
 
     @field_validator("home", mode="after")
     @classmethod

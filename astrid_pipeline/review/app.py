@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.schemas import Health
 from astrid_pipeline.review.stamps import StampStore
 from astrid_pipeline.review.teach import Teacher
-from astrid_pipeline.settings import Settings, get_settings
+from astrid_pipeline.settings import Settings, get_settings, settings_environment
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -149,6 +150,20 @@ def serve(settings: Settings | None = None) -> None:
     import uvicorn
 
     settings = settings or get_settings()
+    if settings.review_workers > 1:
+        # The workers read the settings anew. What each keeps for itself (rates, caches) counts by worker.
+        os.environ.update(settings_environment(settings))
+        uvicorn.run(
+            "astrid_pipeline.review.app:create_app",
+            factory=True,
+            host=settings.host,
+            port=settings.review_port,
+            workers=settings.review_workers,
+            log_level="warning",
+            timeout_graceful_shutdown=3,
+            server_header=False,
+        )
+        return
     app = create_app(settings)
 
     class Server(uvicorn.Server):

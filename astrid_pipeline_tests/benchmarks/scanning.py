@@ -313,7 +313,7 @@ def measure(
 ) -> Outcome:
     """Fill, serve, let people scan, kill in the middle, and count."""
     port = free_port()
-    with home(review_port=port) as settings:
+    with home(review_port=port, review_workers=os.cpu_count() or 1) as settings:
         catalog = Catalog(postgres.database_url("astrid", settings))
         crowd = fill(settings, catalog, people, rows, seed)
         server = Server(settings)
