@@ -7,6 +7,6 @@ trap 'rm -f "$new"' EXIT
 {
     sed '/^[^#]/,$d' constraints.txt
     .venv/bin/python -m pip --disable-pip-version-check freeze --exclude-editable |
-        grep -viE '^(astrid|nvidia-|cuda-|triton)' | sed -E 's/\+[A-Za-z0-9.]+$//' | LC_ALL=C sort -f
+        grep -viE '^(astrid|nvidia-[^m]|cuda-|triton)' | sed -E 's/\+[A-Za-z0-9.]+$//' | LC_ALL=C sort -f
 } >"$new"
 cp "$new" constraints.txt

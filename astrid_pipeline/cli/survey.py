@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from astrid_pipeline.cli import fields, runs
+from astrid_pipeline.cli import doctor, fields, runs
 from astrid_pipeline.cli.console import err, out
 from astrid_pipeline.errors import ConfigError
 
@@ -182,6 +182,8 @@ def backfill(
 def status() -> None:
     """Say what there is: fields, nights, candidates and detections, and where everything is kept.
 
+    Also what is wrong with the store or the disks; `astrid doctor` looks at everything.
+
     Examples:
 
     - `astrid status`
@@ -189,6 +191,7 @@ def status() -> None:
     from rich.table import Table
 
     from astrid_pipeline import driver
+    from astrid_pipeline.services import checkup
     from astrid_pipeline.settings import get_settings
 
     settings = get_settings()
@@ -213,6 +216,9 @@ def status() -> None:
     told = {name: counts.get(name, 0) for name in ("models", "training_runs", "training_datasets")}
     out.print("  ".join(f"[dim]{name.replace('_', ' ')}[/] {value}" for name, value in told.items()))
     out.print(f"[dim]store[/] {settings.store_url}  [dim]home[/] {settings.home}", soft_wrap=True)
+    for finding in checkup.quick(settings):
+        if not finding.ok:
+            doctor.show(finding)
 
 
 def _span(first: str | None, last: str | None) -> str:

@@ -12,7 +12,7 @@ from astrid_pipeline import __version__
 from astrid_pipeline.cli import app, detect
 from astrid_pipeline.errors import ModelError
 
-COMMANDS = ("detect", "demo", "dev", "ingest", "run", "backfill", "train", "evaluate", "status")
+COMMANDS = ("detect", "demo", "dev", "ingest", "run", "backfill", "train", "evaluate", "status", "doctor")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,7 +160,7 @@ def test_health_sees_what_breaks(scene, tmp_path):
     """A store that cannot be written, a database that is away, a full disk; Dagster's answer is in `test_ingest`."""
     from astrid_pipeline.catalog import Catalog
     from astrid_pipeline.resources.store import LocalStore
-    from astrid_pipeline.review import health
+    from astrid_pipeline.services import checkup
 
     (tmp_path / "file").write_text("no folder")
 
@@ -180,7 +180,7 @@ def test_health_sees_what_breaks(scene, tmp_path):
     assert not parts["catalogue"]["ok"]
     assert parts["store"]["ok"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(health, "LEAST_FREE_BYTES", 2**60)
+        patch.setattr(checkup, "LEAST_FREE_BYTES", 2**60)
         parts = TestClient(app).get("/health").json()["parts"]
     assert not parts["disk"]["ok"]
 
