@@ -166,11 +166,13 @@ def _without_own_counts(noise: Stack, stamps: Stack, weight: Stack, core: int) -
     are 0.4 % too low. How far the variance follows the counts is read off the stamps' outskirts; there the light is
     replaced by its mean over 3 x 3 pixels.
     """
-    from scipy.ndimage import uniform_filter
+    from scipy.ndimage import minimum_filter, uniform_filter
 
     half = stamps.shape[1] // 2
-    rough = stamps - uniform_filter(stamps, (0, 3, 3), mode="nearest")
-    outside = weight > 0
+    # A mean that holds what is masked, or lies beyond the frame, tells nothing.
+    known = minimum_filter(weight > 0, (0, 3, 3), mode="nearest")
+    rough = np.where(known, stamps - uniform_filter(stamps, (0, 3, 3), mode="nearest"), np.float32(0))
+    outside = known.copy()
     outside[:, half - core // 2 : half + core // 2 + 1, half - core // 2 : half + core // 2 + 1] = False
     outside &= np.square(rough) < 9 * noise
     change = (noise - uniform_filter(noise, (0, 3, 3), mode="nearest"))[outside].astype(float)
