@@ -16,7 +16,18 @@ from fastapi.staticfiles import StaticFiles
 
 from astrid_pipeline import __version__
 from astrid_pipeline.catalog import Catalog
-from astrid_pipeline.review import api, datasets, health, ingest, loop, page, problems, stream, training
+from astrid_pipeline.review import (
+    api,
+    datasets,
+    health,
+    ingest,
+    loop,
+    metrics,
+    page,
+    problems,
+    stream,
+    training,
+)
 from astrid_pipeline.review.access import Gate
 from astrid_pipeline.review.context import Context, Here
 from astrid_pipeline.review.runs import Runs
@@ -82,6 +93,7 @@ def create_app(
     app.include_router(loop.router)
     app.include_router(page.router)
     app.include_router(datasets.router)
+    app.include_router(metrics.router)
     app.include_router(loop.page)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     _install_own(app)
