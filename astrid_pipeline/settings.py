@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         default=None,
         description="Mail server: `smtp://user:password@host:587` (STARTTLS where it offers that), or `smtps://…`.",
     )
+    log_json: str = Field(
+        default="",
+        description="File that all processes append their log to, one JSON object a line with field, night, exposure, "
+        "run and step (`-`: standard error).",
+    )
     dagster_url: str = Field(
         default="",
         description="Address of the Dagster page for the API, where it is not on this machine's `ASTRID_DAGSTER_PORT`.",
@@ -155,6 +160,11 @@ class Settings(BaseSettings):
     @classmethod
     def _inbox_place(cls, value: str) -> str:
         return value if not value or value.startswith("s3://") else str(Path(value).expanduser().absolute())
+
+    @field_validator("log_json", mode="after")
+    @classmethod
+    def _log_place(cls, value: str) -> str:
+        return value if value in ("", "-") else str(Path(value).expanduser().absolute())
 
     @field_validator("site", mode="after")
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 
 from astrid_pipeline.errors import AstridError
+from astrid_pipeline.logs import about
 from astrid_pipeline.tables import Column, TableSchema
 
 log = logging.getLogger(__name__)
@@ -103,19 +104,20 @@ def for_each(
     outcome: Outcome[T] = Outcome(products={} if into is None else into)
     pairs = list(items.items()) if isinstance(items, Mapping) else list(items)
     for number, (exposure_id, item) in enumerate(pairs, 1):
-        started = time.perf_counter()
-        try:
-            product = function(item)
-            outcome.products[exposure_id] = product
-            outcome.metas[exposure_id] = dict(getattr(product, "meta", {}))
-            del product
-        except AstridError as error:
-            outcome.problems.append(Problem.of(exposure_id, stage, error))
-            log.warning("%s: %s: %s", stage, exposure_id, error)
-        except Exception as error:  # noqa: BLE001  named above: kept as a problem, with its traceback in the log
-            outcome.problems.append(Problem.of(exposure_id, stage, error))
-            log.error("%s: %s: unforeseen error\n%s", stage, exposure_id, traceback.format_exc())
-        outcome.seconds[exposure_id] = time.perf_counter() - started
-        if progress is not None:
-            progress(f"{stage} {number}/{len(pairs)} {exposure_id} {outcome.seconds[exposure_id]:.1f} s")
+        with about(exposure=exposure_id, stage=stage):
+            started = time.perf_counter()
+            try:
+                product = function(item)
+                outcome.products[exposure_id] = product
+                outcome.metas[exposure_id] = dict(getattr(product, "meta", {}))
+                del product
+            except AstridError as error:
+                outcome.problems.append(Problem.of(exposure_id, stage, error))
+                log.warning("%s: %s: %s", stage, exposure_id, error)
+            except Exception as error:  # noqa: BLE001  named above: kept as a problem, with its traceback in the log
+                outcome.problems.append(Problem.of(exposure_id, stage, error))
+                log.error("%s: %s: unforeseen error\n%s", stage, exposure_id, traceback.format_exc())
+            outcome.seconds[exposure_id] = time.perf_counter() - started
+            if progress is not None:
+                progress(f"{stage} {number}/{len(pairs)} {exposure_id} {outcome.seconds[exposure_id]:.1f} s")
     return outcome

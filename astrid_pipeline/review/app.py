@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from astrid_pipeline import __version__
+from astrid_pipeline import __version__, logs
 from astrid_pipeline.catalog import Catalog
 from astrid_pipeline.review import (
     api,
@@ -60,6 +60,7 @@ def create_app(
     from astrid_pipeline.services import postgres
 
     settings = settings or get_settings()
+    logs.start(settings)
     own = catalog is None
     catalog = catalog or Catalog(postgres.database_url("astrid", settings))
     store = store or open_store(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -21,6 +22,7 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
+from astrid_pipeline import logs
 from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
 from astrid_pipeline.services.dead_runs import HOST_TAG
@@ -48,6 +50,10 @@ class AstridStorage(DagsterPostgresStorage):
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> AstridStorage:
         """Return the storage; the server is started, the database and its tables are made, if need be."""
+        # Every process of Dagster's comes through here: daemon, webserver, runs.
+        logs.start(get_settings())
+        # Dagster says at each run that such handlers may change: its version is pinned, and a test looks.
+        warnings.filterwarnings("ignore", message="Handling yaml-defined logging")
         storage = cls(inst_data=inst_data, postgres_url=postgres.database_url("dagster"))
         known = {pool.name for pool in storage.event_log_storage.get_pool_limits()}
         for name, slots in POOLS.items():
