@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import re
 import warnings
@@ -17,7 +15,7 @@ from typing import Any
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
-from astrid_pipeline.archives import geometry
+from astrid_pipeline.archives import geometry, hostile
 from astrid_pipeline.errors import AstridError, PixelError, ReadError
 
 #: Extension names of what stands beside an image.
@@ -63,8 +61,13 @@ def opened(file: Path) -> Iterator[fits.HDUList]:
             warnings.simplefilter("ignore")
             # astropy only warns of a file that ends too early.
             warnings.filterwarnings("error", message=".*(truncated|Error validating header).*")
-            with fits.open(file, memmap=False, lazy_load_hdus=False) as hdus:
-                _check_length(hdus, file)
+            with (
+                hostile.plain(file) as (stream, size),
+                fits.open(stream, memmap=False, lazy_load_hdus=False) as hdus,
+            ):
+                hostile.check_sizes(hdus, file)
+                _check_length(hdus, file, size)
+                hostile.check_tiles(stream, hdus, file)
                 yield hdus
     except AstridError:
         raise
@@ -78,7 +81,7 @@ def _check_readable(file: Path) -> None:
     try:
         with open(file, "rb") as stream:
             head = stream.read(80)
-        opener: Any = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(head[:2])
+        opener = hostile.unpacker(head)
         if opener is not None:
             with opener(file, "rb") as stream:
                 head = stream.read(80)
@@ -97,13 +100,12 @@ def _check_readable(file: Path) -> None:
         raise ReadError(what, where=file, remedy=REMEDY)
 
 
-def _check_length(hdus: fits.HDUList, file: Path) -> None:
-    """Refuse a plain file that ends before its last image does."""
-    size = file.stat().st_size
+def _check_length(hdus: fits.HDUList, file: Path, size: int) -> None:
+    """Refuse a file whose plain bytes end before its last image does."""
     for hdu in hdus:
         info = hdu.fileinfo()
-        if info is None or info["file"].compression is not None:
-            continue  # the length inside of a compressed file shows when it is read
+        if info is None:
+            continue
         # The padding after the last image may be missing: no pixel is lost with it.
         needed = info["datLoc"] + hdu.size if not isinstance(hdu, fits.CompImageHDU) else 0
         needed = max(needed, info["datLoc"] + info["datSpan"] - 2879) if info["datSpan"] else needed

@@ -24,6 +24,7 @@ from astropy.wcs import WCS
 from astrid_pipeline.archives.base import ExposureRecord, Field, night_of
 from astrid_pipeline.archives.download import DiskCache, download
 from astrid_pipeline.archives.header_cache import cache_folder
+from astrid_pipeline.archives.hostile import from_zip
 from astrid_pipeline.archives.mast_query import SERVER
 from astrid_pipeline.archives.web import BRIEF, Patience, open_session, persist
 from astrid_pipeline.errors import ConfigError, HeaderError, ReadError, ServiceError
@@ -212,10 +213,7 @@ def _opened(path: Path) -> fits.HDUList:
     import io
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".fits")]
-            content = archive.read(name)
-        return fits.open(io.BytesIO(content))
+        return fits.open(io.BytesIO(from_zip(path, ".fits")))
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         path.unlink(missing_ok=True)
         raise ReadError(
