@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint format bench readme lock clean environment environment-run chromium
+.PHONY: help demo dev test lint format bench readme audit lock clean environment environment-run chromium
 
 PYTHON := .venv/bin/python
 ASTRID := .venv/bin/astrid
@@ -47,6 +47,9 @@ bench: environment ## Measure the differencing beside its peers (BENCH_ARGS=--fu
 
 readme: environment ## Write the README's configuration table from the settings
 	@$(PYTHON) scripts/readme.py
+
+audit: environment ## Ask whether the pinned packages have known vulnerabilities (AUDIT_SERVICE=osv: another service)
+	@$(PYTHON) scripts/audit.py
 
 lock: environment ## Write constraints.txt from the environment as it is
 	@scripts/lock.sh

@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(
         default=None,
         validation_alias="MLFLOW_TRACKING_URI",
-        description="MLflow server. Default: the database above, artifacts in the store.",
+        repr=False,  # MLflow puts the address of a database there, password and all, for its children
+        description="MLflow server; user and password: `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`. "
+        "Default: the database above, artifacts in the store.",
     )
     archive: str = Field(
         default="simulated",
@@ -202,6 +204,10 @@ class Settings(BaseSettings):
     def _tracking_place(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://", "postgresql")):
             raise ValueError("an MLflow server has an address that begins with http:// or https://")
+        if value and value.startswith("http") and "@" in value.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError(
+                "put user and password into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
         return value
 
     @property

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from astrid_pipeline.errors import AstridError, ConfigError, ServiceError, StoreError
 from astrid_pipeline.services import gpus, postgres
-from astrid_pipeline.services.health import answers
+from astrid_pipeline.services.health import answers, bare
 from astrid_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -179,10 +179,7 @@ def store(kept: Store) -> str:
 def page(url: str, remedy: str = "start it: `astrid dev`") -> str:
     """Tell that a page answers 200."""
     if not answers(url, PATIENCE):
-        parts = urlsplit(url)
-        raise ServiceError(
-            "does not answer", where=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", remedy=remedy
-        )
+        raise ServiceError("does not answer", where=bare(url), remedy=remedy)
     return "answers"
 
 
@@ -195,7 +192,7 @@ def tracking(settings: Settings) -> str:
     """Ask MLflow for an experiment and a model: through its server, or in its database."""
     from astrid_pipeline.services import mlflow
 
-    where = settings.mlflow_server or "MLflow's database"
+    where = bare(settings.mlflow_server) if settings.mlflow_server else "MLflow's database"
     if settings.mlflow_server:
         page(mlflow_page(settings), "start the server, or look at MLFLOW_TRACKING_URI")
     client = mlflow.client(settings)

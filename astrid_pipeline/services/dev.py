@@ -25,7 +25,7 @@ from typing import IO, Any
 from astrid_pipeline.errors import AstridError, ServiceError
 from astrid_pipeline.services import mlflow, postgres
 from astrid_pipeline.services.dagster_home import dagster_instance, prepare_dagster_home
-from astrid_pipeline.services.health import answers
+from astrid_pipeline.services.health import answers, bare
 from astrid_pipeline.settings import Settings, get_settings, settings_environment
 
 #: Seconds for a service to answer its first request: importing it on a busy machine takes most of it.
@@ -164,7 +164,7 @@ def where_things_are(settings: Settings, running: list[Service]) -> list[str]:
     """Return the lines that tell a person where to look."""
     lines = [f"{service.title:<14} {service.url}" for service in running]
     if settings.mlflow_server:
-        lines.append(f"{'MLflow page':<14} {settings.mlflow_server}")
+        lines.append(f"{'MLflow page':<14} {bare(settings.mlflow_server)}")
     database = f"embedded PostgreSQL in {settings.postgres_folder}"
     if settings.database_url is not None:
         database = postgres.server_url(settings).render_as_string(hide_password=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit, urlunsplit
 
 
 def answers(url: str, timeout: float = 10.0) -> bool:
@@ -14,6 +15,12 @@ def answers(url: str, timeout: float = 10.0) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def bare(url: str) -> str:
+    """Return a web address without user and password, for people to see."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 if __name__ == "__main__":
