@@ -15,6 +15,7 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from astrid_pipeline.archives import hostile
 from astrid_pipeline.archives.download import DiskCache, download
 from astrid_pipeline.archives.web import BadAnswerError, Patience, open_session, persist, prepare
 from astrid_pipeline.errors import NoReferenceError
@@ -91,7 +92,8 @@ def _file(url: str, folder: Path, patience: Patience) -> Path:
 def _planes(path: Path) -> list[tuple[npt.NDArray[np.floating[Any]], fits.Header]]:
     """Return the images of a file, of one band, each with its header."""
     out = []
-    with fits.open(path, memmap=False) as hdus:
+    with hostile.plain(path) as (stream, _), fits.open(stream, memmap=False) as hdus:
+        hostile.check_sizes(hdus, path)
         for hdu in hdus:
             if hdu.header.get("NAXIS", 0) >= 2:
                 data = np.asarray(hdu.data)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from astrid_pipeline.cli.console import out
-from astrid_pipeline.services.checkup import Finding, examine
+from astrid_pipeline.errors import ServiceError
+from astrid_pipeline.services import checkup
+from astrid_pipeline.services.checkup import Advice, Finding
+from astrid_pipeline.services.health import answers
+from astrid_pipeline.settings import Settings
 
 _SIGNS = {"ok": "[green]✓[/]", "advice": "[yellow]·[/]", "wrong": "[red]✗[/]"}
 
@@ -39,7 +44,6 @@ def doctor(
 
     - `astrid doctor --json` for scripts
     """
-    from astrid_pipeline.services import checkup
     from astrid_pipeline.services.notify import alert
     from astrid_pipeline.settings import get_settings
 
@@ -73,3 +77,60 @@ def show(finding: Finding) -> None:
     out.print(f"{_SIGNS[finding.state]} {finding.part:<13} {escape(finding.detail)}", soft_wrap=True)
     if finding.remedy:
         out.print(f"  [dim]{'':<13} → {escape(finding.remedy)}[/]", soft_wrap=True)
+
+
+def examine(settings: Settings, say: Callable[[Finding], None] = lambda _: None) -> list[Finding]:
+    """Ask every part, and return what was found; `say` is told each finding as it comes."""
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    found: list[Finding] = []
+
+    def put(findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            found.append(finding)
+            say(finding)
+
+    put([checkup.ask("database", lambda: checkup.connected(settings))])
+    if found[0].ok:
+        # Everything here would only say again that the database is away.
+        put([checkup.ask("clock", lambda: checkup.clock(settings))])
+        pages_run = answers(f"{settings.dagster_page}/server_info", checkup.PATIENCE)
+
+        def storage() -> str:
+            with dagster_instance() as instance:
+                return checkup.dagster(instance)
+
+        def heartbeat() -> str:
+            with dagster_instance() as instance:
+                try:
+                    return checkup.daemon(instance)
+                except ServiceError as error:
+                    if pages_run or settings.dagster_url:
+                        raise
+                    raise Advice("does not run, nor does the Dagster page", remedy=error.remedy) from error
+
+        put([checkup.ask("dagster", storage), checkup.ask("daemon", heartbeat)])
+        if settings.dagster_url:
+            remedy = "start it, or look at ASTRID_DAGSTER_URL"
+            put(
+                [
+                    checkup.ask(
+                        "dagster page", lambda: checkup.page(f"{settings.dagster_page}/server_info", remedy)
+                    )
+                ]
+            )
+        put(
+            [
+                checkup.ask("mlflow", lambda: checkup.tracking(settings)),
+                checkup.ask("archives", lambda: checkup.archives(settings)),
+            ]
+        )
+    put(checkup.quick(settings))
+    put([checkup.ask("device", lambda: checkup.device(settings))])
+    ports = [("review", settings.review_port, "/static/icon.svg")]
+    ports += [] if settings.dagster_url else [("dagster", settings.dagster_port, "/server_info")]
+    ports += [] if settings.mlflow_server else [("mlflow", settings.mlflow_port, "/health")]
+    for name, number, sign in ports:
+        put([checkup.ask(f"{name} port", lambda n=name, p=number, s=sign: checkup.port(settings, n, p, s))])  # type: ignore[misc]
+    put([checkup.ask("alerts", lambda: checkup.alerts(settings))])
+    return found

@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -359,49 +359,3 @@ def quick(settings: Settings) -> list[Finding]:
 
     found = [ask("store", lambda: store(open_store(settings)))]
     return found + [ask("disk", lambda folder=folder: disk(folder)) for folder in folders(settings)]  # type: ignore[misc]
-
-
-def examine(settings: Settings, say: Callable[[Finding], None] = lambda _: None) -> list[Finding]:
-    """Ask every part, and return what was found; `say` is told each finding as it comes."""
-    from astrid_pipeline.services.dagster_home import dagster_instance
-
-    found: list[Finding] = []
-
-    def put(findings: Sequence[Finding]) -> None:
-        for finding in findings:
-            found.append(finding)
-            say(finding)
-
-    put([ask("database", lambda: connected(settings))])
-    if found[0].ok:
-        # Everything here would only say again that the database is away.
-        put([ask("clock", lambda: clock(settings))])
-        pages_run = answers(f"{settings.dagster_page}/server_info", PATIENCE)
-
-        def storage() -> str:
-            with dagster_instance() as instance:
-                return dagster(instance)
-
-        def heartbeat() -> str:
-            with dagster_instance() as instance:
-                try:
-                    return daemon(instance)
-                except ServiceError as error:
-                    if pages_run or settings.dagster_url:
-                        raise
-                    raise Advice("does not run, nor does the Dagster page", remedy=error.remedy) from error
-
-        put([ask("dagster", storage), ask("daemon", heartbeat)])
-        if settings.dagster_url:
-            remedy = "start it, or look at ASTRID_DAGSTER_URL"
-            put([ask("dagster page", lambda: page(f"{settings.dagster_page}/server_info", remedy))])
-        put([ask("mlflow", lambda: tracking(settings)), ask("archives", lambda: archives(settings))])
-    put(quick(settings))
-    put([ask("device", lambda: device(settings))])
-    ports = [("review", settings.review_port, "/static/icon.svg")]
-    ports += [] if settings.dagster_url else [("dagster", settings.dagster_port, "/server_info")]
-    ports += [] if settings.mlflow_server else [("mlflow", settings.mlflow_port, "/health")]
-    for name, number, sign in ports:
-        put([ask(f"{name} port", lambda n=name, p=number, s=sign: port(settings, n, p, s))])  # type: ignore[misc]
-    put([ask("alerts", lambda: alerts(settings))])
-    return found

@@ -18,6 +18,7 @@ from astropy.io import fits
 from astrid_pipeline.archives import hostile, open_archive
 from astrid_pipeline.archives.base import Field, safe_name
 from astrid_pipeline.archives.fits_reader import exposure_id_of, read_exposure
+from astrid_pipeline.archives.survey_servers import _planes
 from astrid_pipeline.archives.tesscut import _opened
 from astrid_pipeline.errors import AstridError, PixelError, ReadError
 from astrid_pipeline.resources.store import LocalStore, check_key
@@ -209,3 +210,16 @@ def test_a_header_cannot_choose_where_it_is_kept(tmp_path: Path) -> None:
     assert len(exposures) == 2
     for exposure in exposures:
         check_key(f"raw/{exposure.exposure_id}")
+
+
+@pytest.mark.usefixtures("little")
+def test_a_survey_s_image_that_is_a_bomb(tmp_path: Path, memory: Callable[[], float]) -> None:
+    path = tmp_path / "cutout.fits"
+    path.write_bytes(gzip.compress(zeros(64 * MIB)))
+    before = memory()
+    with pytest.raises(ReadError, match="unpacks to more than"):
+        _planes(path)
+    assert memory() - before < 8
+    path.write_bytes(gzip.compress(fits_bytes(pixels())))
+    ((data, _),) = _planes(path)
+    np.testing.assert_array_equal(data, pixels())
