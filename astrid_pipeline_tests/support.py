@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn, TypeVar
 
 import pytest
+
+_Result = TypeVar("_Result")
 
 #: Markers of tests that need a program or a server. In CI these must run: a skip counts as a failure.
 NEEDED_IN_CI = ("postgres", "s3", "mlflow", "browser")
@@ -24,6 +28,15 @@ CHROMIUM_ARGS = (
     "--disable-sync",
     "--no-first-run",
 )
+
+
+def apart(function: Callable[[], _Result]) -> _Result:
+    """Return what a function returns in a thread of its own, where it may run an event loop.
+
+    The browser's sync interface keeps one running in the main thread for the rest of the session.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def in_ci() -> bool:

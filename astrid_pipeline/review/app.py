@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 Next = Callable[[Request], Awaitable[Response]]
 #: Bodies of requests are small: the largest is a note of 4000 characters.
 LARGEST_BODY = 1 << 20
+#: Requests worked on at once in a process: as many as there are connections to ask the catalogue by. More would only
+#: wait for these in no order; so they wait in the order they came.
+THREADS = 8
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -69,6 +74,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         if own:
             context.catalog.close()

@@ -57,7 +57,12 @@ def administrator(request: Request) -> Identity:
     return context_of(request).gate.require(request, "admin")
 
 
-Here = Annotated[Context, Depends(context_of)]
+async def _here(request: Request) -> Context:
+    # Not a plain function: those are sent to a thread each, which takes longer than this.
+    return context_of(request)
+
+
+Here = Annotated[Context, Depends(_here)]
 Reader = Annotated[Identity, Depends(reader)]
 Labeller = Annotated[Identity, Depends(labeller)]
 Ingester = Annotated[Identity, Depends(ingester)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from astrid_pipeline_tests.benchmarks import scanning
+from astrid_pipeline_tests.support import apart
 
 
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_no_label_is_lost_when_the_server_is_killed_in_the_middle():
-    found = scanning.measure(people=10, rows=20_000, seconds=10, period=0.5)
+    found = apart(lambda: scanning.measure(people=10, rows=20_000, seconds=10, period=0.5))
     assert found.sent >= 50
     assert found.lost == 0
     assert found.doubled == 0

@@ -14,6 +14,7 @@ from astrid_pipeline.errors import ServiceError
 from astrid_pipeline.review import stream
 from astrid_pipeline.review.app import create_app
 from astrid_pipeline.review.runs import Runs
+from astrid_pipeline_tests.support import apart
 
 pytestmark = pytest.mark.postgres
 
@@ -76,7 +77,7 @@ def test_labels_runs_and_nights_are_told_to_all_with_one_look(scene, follower, i
         await asyncio.sleep(0.3)
         return heard, looks, seconds, follower.looks
 
-    heard, looks, seconds, after = asyncio.run(play())
+    heard, looks, seconds, after = apart(lambda: asyncio.run(play()))
     assert looks <= seconds / 0.05 + 2, "twenty pages look no more often than one"
     for mine in heard:
         assert [news.row["id"] for news in mine if news.name == "label"] == [heard[0][0].row["id"]]
@@ -96,7 +97,7 @@ def test_what_was_missed_comes_first_and_once(scene, follower, instance):
         await asyncio.to_thread(dg.materialize, [broken], instance=instance, raise_on_error=False)
         return await asyncio.wait_for(collect(follower, 3, (first.label, first.event)), 20)
 
-    missed = asyncio.run(play())
+    missed = apart(lambda: asyncio.run(play()))
     assert [news.name for news in missed] == ["label", "run", "run"]
     assert [news.row.get("status") for news in missed[1:]] == ["started", "failure"]
     assert json.loads(missed[0].lines().splitlines()[2].removeprefix("data: "))["who"] == "bob"
@@ -126,6 +127,6 @@ def test_a_log_that_does_not_answer_is_told_once_and_the_other_goes_on(scene, fo
         await asyncio.to_thread(say, scene, "real", "cy")
         return await asyncio.wait_for(task, 20)
 
-    silent, label = asyncio.run(play())
+    silent, label = apart(lambda: asyncio.run(play()))
     assert (silent.name, silent.row["log"]) == ("silent", "dagster")
     assert label.row["who"] == "cy"
