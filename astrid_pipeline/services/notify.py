@@ -7,6 +7,7 @@ import smtplib
 import ssl
 import urllib.request
 from email.message import EmailMessage
+from http.client import HTTPException
 from urllib.parse import unquote, urlsplit
 
 from astrid_pipeline.errors import AstridError, ConfigError, ServiceError
@@ -56,10 +57,11 @@ def _post(url: str, subject: str, text: str) -> None:
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE):
             pass
-    except (OSError, ValueError) as error:
-        # The address itself is a secret: whoever has it may write there.
+    except (OSError, ValueError, HTTPException) as error:
+        # The address itself is a secret: whoever has it may write there. What complains of its form repeats it.
+        said = error if isinstance(error, OSError) else type(error).__name__
         raise ServiceError(
-            f"did not take the alert: {error}",
+            f"did not take the alert: {said}",
             where="ASTRID_ALERT_WEBHOOK",
             remedy="check the address with the service that gave it",
         ) from error

@@ -94,7 +94,7 @@ def write_packets(folder: Path, nights: int, ra: float) -> None:
 
 
 def measure_empty(folder: Path, of: int) -> dict[str, Any]:
-    """Backfill a year of nights in which the archive has nothing; then run single nights without exposures."""
+    """Backfill `of` nights a field in which the archive has nothing; then run single nights without exposures."""
     from astrid_pipeline import driver
     from astrid_pipeline.night.plan import Step
 
@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=5)
     parser.add_argument("--nights", type=int, default=42, help="nights with frames, a field")
     parser.add_argument("--of", type=int, default=1000, help="nights in all, a field")
+    parser.add_argument("--empty", type=int, default=1000, help="empty nights before those, a field")
     parser.add_argument("--alerts", action="store_true", help="nights of alert packets instead of frames")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--home", type=Path, help="kept; default: a temporary one")
@@ -331,7 +332,8 @@ def main() -> None:
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="bench-"))
     os.environ["ASTRID_HOME"] = str(home)
-    os.environ["ASTRID_FIRST_NIGHT"] = (FIRST + dt.timedelta(days=600 - options.of)).isoformat()
+    before = max(options.of - 600, options.empty)
+    os.environ["ASTRID_FIRST_NIGHT"] = (FIRST - dt.timedelta(days=before)).isoformat()
     os.environ["DAGSTER_HOME"] = str(home / "dagster")
     from astrid_pipeline.services import postgres
     from astrid_pipeline.settings import get_settings, reset_settings
@@ -339,7 +341,7 @@ def main() -> None:
     reset_settings()
     found = json.loads(options.output.read_text()) if options.output.exists() else {}
     measures = {
-        "empty": lambda: measure_empty(home / "data", min(options.of - 600, 365)),
+        "empty": lambda: measure_empty(home / "data", options.empty),
         "small": lambda: measure_small(options.fields, options.workers),
         "log": measure_log,
         "resume": lambda: measure_resume(options.fields),

@@ -13,7 +13,7 @@ from astrid_pipeline.errors import ConfigError, SubtractionError
 from astrid_pipeline.imaging import forced_photometry, subtract
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import REFERENCE_SHIFT, Mask
-from astrid_pipeline_tests.imaging.star_fields import draw
+from astrid_pipeline_tests.imaging.star_fields import draw, gaussian_psf
 from astrid_pipeline_tests.imaging.subtraction_scenes import Scene
 
 
@@ -81,6 +81,31 @@ def test_variance_estimated_from_counts_does_not_skew_the_score():
     score = clean_score(subtract(science, reference, device="cpu"))
     assert score.std() == pytest.approx(1, abs=0.02)
     assert abs(skew(score)) < 0.06
+
+
+def test_a_new_source_s_own_photons_are_counted_once():
+    # Against a reference as shallow and broader, half of a new source's light counts as expected under both frames, and
+    # its photons' noise with it. What is left of the pull then is the noise itself.
+    shape, rng = (480, 480), np.random.default_rng(4)
+    static = rng.uniform(20, 460, (2, 120)), rng.uniform(2e3, 2e4, 120)
+    new = (np.array([(x, y) for x in range(30, 460, 60) for y in range(30, 460, 60)], float) + 0.3).T
+    flux, pulls = 3e4, []
+    for _ in range(2):
+        frames = []
+        for fwhm, changed in ((2.2, True), (3.0, False)):
+            light = draw(shape, *static[0], static[1], fwhm)
+            if changed:
+                light += draw(shape, *new, np.full(new.shape[1], flux), fwhm)
+            counts = rng.poisson(light + 100.0).astype(np.float32)
+            meta = {"sky_subtracted": True, "gain": 1.0}
+            frames.append(
+                Frame(counts - 100, np.maximum(counts, 1), psf=gaussian_psf(fwhm, shape, 21), meta=meta)
+            )
+        table = forced_photometry(subtract(*frames, device="cpu"), x=new[0], y=new[1])
+        pulls.append((table.flux - flux) / table.flux_err)
+    pull = np.concatenate(pulls)
+    print(f"pull {pull.std():.2f}, mean {pull.mean():.2f}")
+    assert pull.std() == pytest.approx(1, abs=0.15)  # 128 sources: 0.06
 
 
 def test_correlated_pixels_are_noticed_and_corrected():

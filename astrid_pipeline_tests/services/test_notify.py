@@ -123,6 +123,13 @@ def test_what_does_not_go_out_is_said(values, error):
     assert caught.value.remedy
 
 
+def test_an_address_that_is_none_is_not_repeated():
+    # Whoever has the address may write there, and errors are logged.
+    with pytest.raises(ServiceError, match="InvalidURL") as caught:
+        alert("a", "b", load_settings(alert_webhook="http://127.0.0.1:1/tok en"))
+    assert "tok" not in str(caught.value)
+
+
 def test_a_receiver_that_the_server_does_not_know_is_said(mail):
     settings = load_settings(alert_email="nobody@example.org", smtp=address(mail, "smtp"))
     with pytest.raises(ServiceError, match="no such user"):

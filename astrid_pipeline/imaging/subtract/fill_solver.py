@@ -38,8 +38,6 @@ ROUNDS = 3
 STEPS = 12
 #: A stamp is solved when the squared gradient has fallen to this share of the first: float32 knows no more.
 SOLVED = 1e-13
-#: Or when no pixel would move by more than this part of the noise.
-ENOUGH = 0.02
 
 Images = tuple[npt.NDArray, ...]
 
@@ -199,17 +197,14 @@ class Solver:
         residual = -best[0]
         step = _in(operator.adjoint(residual), hole_n, hole_r)
         gradient = [s.clone() for s in step]
-        norm = _square(gradient)
-        still = (SOLVED * norm).clamp_min(ENOUGH**2 * (self.v_n + self.v_r))
+        norm = first = _square(gradient)
         for _ in range(STEPS):
             image = difference(*step)
             power = (image**2).sum((1, 2))
             # The step that leaves least along its direction, taken from the residual itself. The textbook's
             # norm / power is the same in exact arithmetic; once a stamp is solved to rounding (one pixel is, after one
             # step), it is noise divided by noise, and throws the filling far off.
-            active = norm > still
-            if not bool(active.any()):
-                break
+            active = norm > SOLVED * first
             best_length = (image * residual).sum((1, 2)) / power.clamp_min(1e-20)
             length = torch.where(active, best_length, 0.0)[:, None, None]
             n, r = n + length * step[0], r + length * step[1]
