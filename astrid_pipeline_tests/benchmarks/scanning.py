@@ -317,8 +317,8 @@ def measure(
         catalog = Catalog(postgres.database_url("astrid", settings))
         crowd = fill(settings, catalog, people, rows, seed)
         server = Server(settings)
-        server.start()
         try:
+            server.start()
             asyncio.run(_everybody(crowd, server, seconds, period, kill, seed))
         finally:
             server.kill()
