@@ -6,8 +6,9 @@ import base64
 import hashlib
 import os
 import tempfile
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from astrid_pipeline.resources.store import StoredObject, _missing, check_key, s
 #: Larger objects go up in parts of this size. R2 and Amazon take 5 GiB in one PUT; parts keep a retry cheap.
 _SINGLE_PUT_LIMIT = 64 * 1024 * 1024
 _DIGEST = "astrid-sha256"
+#: Times an object is asked for whose bytes are not those of its digest. rclone's server, for one, replaces an object and
+#: its notes one after the other, and cuts what it sends at the length of what was there before: a moment later both fit.
+_LOOKS = 5
 #: Errors that asking again cannot mend.
 _PERMANENT = {
     "NoSuchBucket",
@@ -135,7 +139,7 @@ class S3Store:
             Key=self._key(key),
             Body=data,
             # The server refuses a body that was damaged on its way.
-            ContentMD5=base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
+            ContentMD5=base64.b64encode(_md5(data).digest()).decode(),
             Metadata={_DIGEST: digest},
             **condition,
         )
@@ -215,23 +219,49 @@ class S3Store:
         return self._conditional
 
     def get_bytes(self, key: str) -> bytes:
-        """Return the object."""
-        with self._failing("read", key):
-            data: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
-            return data
+        """Return the object.
+
+        Raises
+        ------
+        StoreError
+            If its bytes are not those that it was written with, by the digest that it carries.
+        """
+        from botocore.exceptions import ResponseStreamingError
+
+        for look in range(_LOOKS):
+            with self._failing("read", key):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key))
+                try:
+                    data: bytes = answer["Body"].read()
+                except ResponseStreamingError:
+                    # Cut off in the middle.
+                    if look == _LOOKS - 1:
+                        raise
+                    data = b""
+            fits = _fits(answer, data)
+            if fits or (fits is None and look == _LOOKS - 1):
+                return data
+            time.sleep(0.05 * look)
+        raise _damaged(key, self.url)
 
     def get_file(self, key: str, path: Path) -> Path:
-        """Copy the object to `path` (all or nothing) and return it."""
+        """Copy the object to `path` (all or nothing) and return it. Raises as `get_bytes`."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with self._failing("read", key):
-                self.client.download_file(self.bucket, self._key(key), str(temporary))
-            os.replace(temporary, target)
+            for look in range(_LOOKS):
+                with self._failing("read", key):
+                    head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
+                    self.client.download_file(self.bucket, self._key(key), str(temporary))
+                fits = _fits(head, temporary)
+                if fits or (fits is None and look == _LOOKS - 1):
+                    os.replace(temporary, target)
+                    return target
+                time.sleep(0.05 * look)
+            raise _damaged(key, self.url)
         finally:
             temporary.unlink(missing_ok=True)
-        return target
 
     @contextmanager
     def open_local(self, key: str) -> Iterator[Path]:
@@ -251,9 +281,7 @@ class S3Store:
         """Return the object's size and the digest it was written with."""
         with self._failing("read", key):
             head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
-        # Headers have no case, and servers return the name in another than it was sent in.
-        notes = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
-        return StoredObject(key, int(head["ContentLength"]), notes.get(_DIGEST))
+        return StoredObject(key, int(head["ContentLength"]), _digest_of(head))
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         """Return the objects below the folder `prefix`, sorted by key; digests are not fetched."""
@@ -286,6 +314,43 @@ class S3Store:
             with self._failing("delete", key):
                 # One by one: the bulk operation requires a checksum header that not every server knows.
                 self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+
+def _digest_of(answer: Mapping[str, Any]) -> str | None:
+    # Headers have no case, and servers return the name in another than it was sent in.
+    notes = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
+    return notes.get(_DIGEST)
+
+
+def _fits(answer: Mapping[str, Any], data: bytes | Path) -> bool | None:
+    """Tell whether these are the bytes that the answer's digest names; None if it names none."""
+    digest = _digest_of(answer)
+    if digest is not None:
+        return digest == (sha256_of(data) if isinstance(data, Path) else hashlib.sha256(data).hexdigest())
+    tag = str(answer.get("ETag", "")).strip('"')
+    whole = int(answer["ContentLength"]) == (data.stat().st_size if isinstance(data, Path) else len(data))
+    if not tag or not whole:
+        # Every server tags what it keeps: one that does not is just about to replace it.
+        return None if whole else False
+    # What came in parts, or is encrypted with somebody's key, has a tag that is no MD5.
+    if len(tag) != 32 or "SSECustomerAlgorithm" in answer or "kms" in answer.get("ServerSideEncryption", ""):
+        return True
+    if isinstance(data, Path):
+        with data.open("rb") as stream:
+            return hashlib.file_digest(stream, _md5).hexdigest() == tag
+    return _md5(data).hexdigest() == tag
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _damaged(key: str, where: str) -> StoreError:
+    return StoreError(
+        "the object is not what was written: its bytes have another digest than it carries",
+        where=f"{where}/{key}",
+        remedy="materialize the asset that makes it again, and look after the server's disks",
+    )
 
 
 def open_s3_store(url: str, *, endpoint: str | None = None, region: str = "auto") -> S3Store:

@@ -136,6 +136,36 @@ def test_readers_never_see_half_an_object(store: Store) -> None:
     assert torn == []
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize("kind", ["moto", "rclone"])
+@pytest.mark.parametrize("carries", [True, False])
+def test_a_damaged_object_is_found_by_its_digest(
+    kind: str, carries: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: S3Server = request.getfixturevalue(kind)
+    store = server.store(f"damaged-{carries}")
+    store.put_bytes("night/product", b"whole" * 1000)
+    rotten = b"rotten" * 1000
+    notes = {s3._DIGEST: hashlib.sha256(b"whole" * 1000).hexdigest()} if carries else {}
+    address = {"Bucket": BUCKET, "Key": f"damaged-{carries}/night/product"}
+    server.client().put_object(**address, Body=rotten, Metadata=notes)
+    if not carries:
+        # A stranger's object is what its server says that it is, unless it breaks on its way.
+        assert store.get_bytes("night/product") == rotten
+        assert store.get_file("night/product", tmp_path / "copy").read_bytes() == rotten
+        monkeypatch.setattr(
+            s3, "_md5", lambda data=b"": hashlib.md5(bytes(data) + b"!", usedforsecurity=False)
+        )
+        (tmp_path / "copy").unlink()
+    for ask in (
+        lambda: store.get_bytes("night/product"),
+        lambda: store.get_file("night/product", tmp_path / "copy"),
+    ):
+        with pytest.raises(StoreError, match="another digest than it carries.*materialize"):
+            ask()
+    assert list(tmp_path.glob("*copy*")) == []
+
+
 @pytest.mark.parametrize("kind", ["folder", pytest.param("moto", marks=pytest.mark.s3)])
 def test_one_of_many_racing_writers_wins(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     store: Store = LocalStore(tmp_path) if kind == "folder" else request.getfixturevalue(kind).store("race")
