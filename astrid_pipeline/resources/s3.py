@@ -22,8 +22,9 @@ from astrid_pipeline.resources.store import StoredObject, _missing, check_key, s
 #: Larger objects go up in parts of this size. R2 and Amazon take 5 GiB in one PUT; parts keep a retry cheap.
 _SINGLE_PUT_LIMIT = 64 * 1024 * 1024
 _DIGEST = "astrid-sha256"
-#: Times an object is asked for whose bytes are not those of its digest. rclone's server, for one, replaces an object and
-#: its notes one after the other, and cuts what it sends at the length of what was there before: a moment later both fit.
+#: Times an object is asked for whose bytes are not those of its digest. rclone's server, for one, replaces an object
+#: and its notes one after the other, and cuts what it sends at the length of what was there before: a moment later both
+#: fit.
 _LOOKS = 5
 #: Errors that asking again cannot mend.
 _PERMANENT = {

@@ -161,7 +161,7 @@ def test_a_damaged_object_is_found_by_its_digest(
         lambda: store.get_bytes("night/product"),
         lambda: store.get_file("night/product", tmp_path / "copy"),
     ):
-        with pytest.raises(StoreError, match="another digest than it carries.*materialize"):
+        with pytest.raises(StoreError, match=r"another digest than it carries.*materialize"):
             ask()
     assert list(tmp_path.glob("*copy*")) == []
 
