@@ -9,6 +9,7 @@ import dagster as dg
 
 from astrid_pipeline import jobs, label_loop, schedules, sensors
 from astrid_pipeline.assets import ALL as ASSETS
+from astrid_pipeline.errors import ConfigError
 from astrid_pipeline.io_managers import FrameIOManager, TableIOManager
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
@@ -36,8 +37,27 @@ def default_resources() -> dict[str, Any]:
 
 
 def executor() -> dg.ExecutorDefinition:
-    """Return the executor that the settings name; a night's chain in one process is the quickest."""
-    return dg.multiprocess_executor if get_settings().executor == "multiprocess" else dg.in_process_executor
+    """Return the executor that the settings name; a night's chain in one process is the quickest.
+
+    Raises
+    ------
+    ConfigError
+        If its library is not installed.
+    """
+    name = get_settings().executor
+    if name == "celery":
+        from astrid_pipeline.services.celery import celery_executor
+
+        return celery_executor
+    if name == "k8s":
+        try:
+            from dagster_k8s import k8s_job_executor
+        except ImportError as error:
+            raise ConfigError(
+                "ASTRID_EXECUTOR=k8s needs dagster-k8s", remedy="pip install 'astrid-pipeline[k8s]'"
+            ) from error
+        return k8s_job_executor
+    return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

@@ -48,6 +48,11 @@ NIGHT_ASSETS = (
     "training_samples",
     "night_summary",
 )
+#: Tags that the queue counts (dagster.yaml, `AstridRunCoordinator`): runs that do little else than fetch, and runs that
+#: compute on a GPU from end to end. They wait in the queue, where other runs may pass them by; in a pool, they would
+#: wait with a place taken.
+FETCHES = {"astrid/archive": "any"}
+TRAINS = {"astrid/gpu": "whole"}
 MODEL_ASSETS = ("training_dataset", "unet", "real_bogus", "classical", "ensemble", "evaluation")
 
 ingest = dg.define_asset_job(
@@ -56,7 +61,7 @@ ingest = dg.define_asset_job(
     partitions_def=FIELD_NIGHTS,
     hooks={say_why},
     description="Fetch the exposures of a field and night from its archive.",
-    tags={"stage": "ingest"},
+    tags={"stage": "ingest", **FETCHES},
 )
 make_masters = dg.define_asset_job(
     "make_masters",
@@ -98,6 +103,7 @@ retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets(*MODEL_ASSETS),
     description="Collect the training dataset, train the models, evaluate them on nights they have not seen.",
+    tags=TRAINS,
 )
 
 summarise_survey = dg.define_asset_job(
@@ -109,6 +115,7 @@ fetch_reference = dg.define_asset_job(
     "fetch_reference",
     selection=dg.AssetSelection.assets("reference_dataset"),
     description="Fetch a sky survey's image of a place, as the API's ingest/reference-dataset asks for it.",
+    tags=FETCHES,
 )
 check_health = dg.define_asset_job(
     "check_health",

@@ -97,9 +97,19 @@ class Settings(BaseSettings):
         description="First night that can be asked for. Keep nights times fields below some 50,000 (set this "
         "later for a survey of many fields), or the Dagster page becomes slow.",
     )
-    executor: Literal["in_process", "multiprocess"] = Field(
+    executor: Literal["in_process", "multiprocess", "celery", "k8s"] = Field(
         default="in_process",
-        description="How the steps of one run are executed. `in_process` is fastest: runs go side by side.",
+        description="How the steps of one run are executed. `in_process` is fastest: runs go side by side. `celery` "
+        "sends them to workers of the queues `cpu` and `gpu`, `k8s` makes a Kubernetes job of each.",
+    )
+    broker_url: SecretStr | None = Field(
+        default=None,
+        description="Redis through which Celery's workers get their steps, `redis://:password@host:6379/0`.",
+    )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        description="How many steps compute on GPUs at once, on all machines together: one a GPU.",
     )
     workers: int = Field(default=2, ge=1, description="How many runs go on at once.")
     device: str = Field(

@@ -10,7 +10,7 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-from astrid_pipeline.assets.common import GPU_POOL, GPU_TAGS, OWNERS, number, picture, preview
+from astrid_pipeline.assets.common import CPU_TAGS, GPU_POOL, GPU_TAGS, OWNERS, number, picture, preview
 from astrid_pipeline.learning.dataset import SPLITS, open_split
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.resources.catalogue import CatalogueResource
@@ -151,6 +151,7 @@ class FitConfig(dg.Config):
 @dg.asset(
     **COMMON,
     kinds={"scikit-learn", "safetensors"},
+    op_tags=CPU_TAGS,
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
@@ -166,6 +167,7 @@ def real_bogus(context: dg.AssetExecutionContext, config: FitConfig, store: Stor
 @dg.asset(
     **COMMON,
     kinds={"scikit-learn", "safetensors"},
+    op_tags=CPU_TAGS,
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
@@ -178,7 +180,13 @@ def classical(context: dg.AssetExecutionContext, config: FitConfig, store: Store
         yield dg.Output(folder, metadata={**describe(model), "features": len(model.features)})
 
 
-@dg.asset(**COMMON, kinds={"safetensors"}, tags={"stage": "train"}, code_version=code_version("learning"))
+@dg.asset(
+    **COMMON,
+    kinds={"safetensors"},
+    op_tags=CPU_TAGS,
+    tags={"stage": "train"},
+    code_version=code_version("learning"),
+)
 def ensemble(
     context: dg.AssetExecutionContext,
     config: FitConfig,

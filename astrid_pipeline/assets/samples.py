@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field
 
 from astrid_pipeline.assets.common import (
+    CPU_TAGS,
     GPU_POOL,
     GPU_TAGS,
     OWNERS,
@@ -142,6 +143,7 @@ class DatasetConfig(dg.Config):
     group_name="learning",
     owners=OWNERS,
     kinds={"parquet"},
+    op_tags=CPU_TAGS,
     tags={"stage": "dataset"},
     metadata=table_metadata(DATASET),
     io_manager_key="tables",

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
@@ -25,16 +26,23 @@ from dagster_postgres import DagsterPostgresStorage
 from astrid_pipeline import logs
 from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
-from astrid_pipeline.services.dead_runs import HOST_TAG
+from astrid_pipeline.services.dead_runs import HOST_TAG, is_dead, is_forgotten
 from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
     from dagster._core.run_coordinator.base import SubmitRunContext
 
-#: Slots of the pools when nobody has set them: one model on the GPU at a time, two downloads from an archive (what
-#: public archives ask of one client). A person's choice on the Dagster page stays.
-POOLS: Mapping[str, int] = {"gpu": 1, "archive": 2}
+#: Downloads from archives at once: what public archives ask of one client.
+ARCHIVE_SLOTS = 2
+
+#: Tag of runs that compute on a GPU from end to end.
+GPU_TAG = "astrid/gpu"
+
+
+def pools() -> Mapping[str, int]:
+    """Return the slots of the pools when nobody has set them: a person's choice on the Dagster page stays."""
+    return {"gpu": get_settings().gpus, "archive": ARCHIVE_SLOTS}
 
 
 class AstridStorage(DagsterPostgresStorage):
@@ -56,7 +64,7 @@ class AstridStorage(DagsterPostgresStorage):
         warnings.filterwarnings("ignore", message="Handling yaml-defined logging")
         storage = cls(inst_data=inst_data, postgres_url=postgres.database_url("dagster"))
         known = {pool.name for pool in storage.event_log_storage.get_pool_limits()}
-        for name, slots in POOLS.items():
+        for name, slots in pools().items():
             if name not in known:
                 storage.event_log_storage.set_concurrency_slots(name, slots)
         return storage
@@ -116,20 +124,43 @@ class AstridLogs(LocalComputeLogManager):
 
 
 class AstridRunCoordinator(QueuedRunCoordinator):
-    """Dagster's queue, with as many runs at once as `ASTRID_WORKERS` says."""
+    """Dagster's queue: as many runs at once as `ASTRID_WORKERS` says, and one that trains for each GPU."""
 
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]
     ) -> AstridRunCoordinator:
         """Return the coordinator."""
-        limit = {"max_concurrent_runs": get_settings().workers}
-        return super().from_config_value(inst_data, {**limit, **config_value})
+        settings = get_settings()
+        tags = [{"key": GPU_TAG, "limit": settings.gpus}, *config_value.get("tag_concurrency_limits", [])]
+        limits = {"max_concurrent_runs": settings.workers, **config_value, "tag_concurrency_limits": tags}
+        return super().from_config_value(inst_data, limits)
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Queue a run, and note on which machine it will be launched: there it can be told whether it still lives."""
         self._instance.add_run_tags(context.dagster_run.run_id, {HOST_TAG: socket.gethostname()})
         return super().submit_run(context)
+
+
+class AstridRunLauncher(DefaultRunLauncher):
+    """Dagster's launcher, a process a run, which can also tell whether that process still lives.
+
+    The daemon asks after each run that goes on (`run_monitoring`): one that died with its whole container is noted as
+    failed, and tried again.
+    """
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Return True."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Tell whether the run's process lives; where that cannot be known, it is taken to."""
+        if is_dead(self._instance, run) or is_forgotten(run):
+            return CheckRunHealthResult(
+                WorkerStatus.NOT_FOUND, "the process is gone (killed, out of memory, or its machine stopped)"
+            )
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
 
 
 def prepare_dagster_home(settings: Settings | None = None) -> Path:

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
@@ -56,7 +56,11 @@ def is_dead(instance: DagsterInstance, run: DagsterRun) -> bool:
     if tag := run.tags.get(PROCESS_TAG):
         host, pid, started = tag.rsplit(":", 2)
         return host == socket.gethostname() and not _lives(int(pid), float(started) + _SLACK)
-    if run.tags.get(HOST_TAG) != socket.gethostname() or not _by_socket(run.tags):
+    server = _server(run.tags)
+    if server.get("socket"):
+        if run.tags.get(HOST_TAG) != socket.gethostname():
+            return False
+    elif not _is_this_machine(str(server.get("host", ""))):
         return False
     from dagster import DagsterEventType
 
@@ -69,11 +73,46 @@ def is_dead(instance: DagsterInstance, run: DagsterRun) -> bool:
     return False
 
 
-def _by_socket(tags: Mapping[str, str]) -> bool:
-    """Tell whether the run's code server is reached through a file, and so is on the machine that launched it."""
+def _server(tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return how the code server is reached whose child the run is: `socket`, or `host` and `port`."""
     try:
-        return bool(json.loads(tags.get(_GRPC_TAG, "{}")).get("socket"))
+        found = json.loads(tags.get(_GRPC_TAG, "{}"))
     except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_this_machine(host: str) -> bool:
+    """Tell whether a name or address is one of this machine (or container, which has processes of its own)."""
+    import psutil
+
+    try:
+        address = socket.gethostbyname(host) if host else ""
+    except OSError:
+        return False
+    own = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+    return address.startswith("127.") or address in own
+
+
+def is_forgotten(run: DagsterRun) -> bool:
+    """Tell whether the code server that a run was launched on, elsewhere, answers but does not have it any more.
+
+    A server that does not answer may be starting again, with or without the run: that cannot be known yet.
+    """
+    from dagster._core.errors import DagsterUserCodeUnreachableError
+    from dagster._grpc.client import DagsterGrpcClient
+    from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+    from dagster._serdes import deserialize_value
+
+    server = _server(run.tags)
+    host, port = server.get("host"), server.get("port")
+    if not host or not port or _is_this_machine(str(host)):
+        return False
+    client = DagsterGrpcClient(host=host, port=port, use_ssl=bool(server.get("use_ssl")))
+    try:
+        answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=10)
+        return not deserialize_value(answer, CanCancelExecutionResult).can_cancel
+    except DagsterUserCodeUnreachableError:
         return False
 
 

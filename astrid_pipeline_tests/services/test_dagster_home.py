@@ -41,6 +41,7 @@ def own() -> Iterator[Settings]:
 def _environment(own: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ASTRID_HOME", str(own.home))
     monkeypatch.setenv("ASTRID_WORKERS", "3")
+    monkeypatch.setenv("ASTRID_GPUS", "2")
     monkeypatch.setenv("DAGSTER_HOME", "")
     reset_settings()
     yield
@@ -61,13 +62,17 @@ def test_the_instance_is_whole_and_loads_without_warnings(own: Settings) -> None
             queue = instance.get_concurrency_config().run_queue_config
             assert queue is not None
             assert queue.max_concurrent_runs == 3
-            assert queue.tag_concurrency_limits[0]["key"] == "astrid/archive"
+            assert {limit["key"] for limit in queue.tag_concurrency_limits} == {
+                "astrid/archive",
+                "astrid/gpu",
+            }
             assert instance.run_monitoring_enabled
             assert instance.run_retries_enabled
             assert not instance.telemetry_enabled
             assert not instance.nux_enabled
             limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
-            assert limits == dict(dagster_home.POOLS)
+            assert limits == {"gpu": 2, "archive": 2}
+            assert isinstance(instance.run_launcher, dagster_home.AstridRunLauncher)
 
 
 def test_a_persons_choice_of_pool_slots_stays(own: Settings) -> None:

@@ -12,7 +12,13 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.test_utils import create_run_for_test
 
-from astrid_pipeline.services.dead_runs import HOST_TAG, PROCESS_TAG, end_dead_runs, this_process
+from astrid_pipeline.services.dead_runs import (
+    HOST_TAG,
+    PROCESS_TAG,
+    end_dead_runs,
+    is_forgotten,
+    this_process,
+)
 
 HERE = socket.gethostname()
 BY_FILE = '{"host": "localhost", "socket": "/tmp/code"}'
@@ -66,12 +72,33 @@ def test_a_launched_run_is_known_by_the_process_that_its_log_names(instance):
 
     dead = launched(number)
     alive = launched(psutil.Process().pid)
+    # Whoever launches it may be in another container; the code server's own counts.
+    served = launched(number, host="another", info='{"host": "127.0.0.1", "port": 4000}')
     # In a container, numbers are others'.
-    elsewhere = launched(number, info='{"host": "code", "port": 4000}')
+    elsewhere = launched(number, info='{"host": "code.invalid", "port": 4000}')
     other = launched(number, host="another")
-    assert [run.run_id for run in end_dead_runs(instance)] == [dead.run_id]
+    assert {run.run_id for run in end_dead_runs(instance)} == {dead.run_id, served.run_id}
     for run in (alive, elsewhere, other):
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+
+
+@pytest.mark.parametrize(("has", "forgotten"), [(True, False), (False, True), (None, False)])
+def test_a_run_elsewhere_is_asked_for_at_its_code_server(instance, monkeypatch, has, forgotten):
+    """A server that answers and does not have the run has lost it; one that is silent may come back with it."""
+    from dagster._core.errors import DagsterUserCodeUnreachableError
+    from dagster._grpc.client import DagsterGrpcClient
+    from dagster._grpc.types import CanCancelExecutionResult
+    from dagster._serdes import serialize_value
+
+    def can_cancel(self, request, timeout):
+        if has is None:
+            raise DagsterUserCodeUnreachableError("no answer")
+        return serialize_value(CanCancelExecutionResult(can_cancel=has))
+
+    monkeypatch.setattr(DagsterGrpcClient, "can_cancel_execution", can_cancel)
+    run = started(instance, **{".dagster/grpc_info": '{"host": "code.invalid", "port": 4000}'})
+    assert is_forgotten(run) == forgotten
+    assert not is_forgotten(started(instance))
 
 
 def test_the_slots_of_a_dead_run_are_free_again(instance):

@@ -38,7 +38,10 @@ def test_compose_is_as_the_specification_says(compose: dict[str, Any]) -> None:
 
 def test_every_part_is_there_with_a_healthcheck_and_comes_back(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"postgres", "mlflow", "code", "webserver", "review", "daemon", "s3"}
+    assert set(services) == {
+        *("postgres", "redis", "mlflow", "code", "webserver", "review", "daemon", "s3"),
+        *("worker-cpu", "worker-gpu", "worker-nvidia"),
+    }
     for name, service in services.items():
         assert "healthcheck" in service, name
         assert service["restart"] == "unless-stopped", name
@@ -47,6 +50,64 @@ def test_every_part_is_there_with_a_healthcheck_and_comes_back(compose: dict[str
             assert upstream in services
             assert condition == {"condition": "service_healthy"}
     assert services["s3"]["profiles"] == ["s3"]
+    assert {name for name, service in services.items() if "profiles" in service} == {"s3", "worker-nvidia"}
+    for name in ("postgres", "redis", "s3"):
+        # What is kept is kept outside the container, in a volume that the file declares.
+        kept = [volume.split(":")[0] for volume in service_volumes(services[name])]
+        assert kept
+        assert set(kept) <= set(compose["volumes"])
+
+
+def service_volumes(service: dict[str, Any]) -> list[str]:
+    return [str(volume) for volume in service.get("volumes", [])]
+
+
+def test_each_queue_has_its_workers_and_the_gpu_one_gets_a_gpu(compose: dict[str, Any]) -> None:
+    from astrid_pipeline.services.celery import QUEUES
+
+    services = compose["services"]
+    served = {
+        name: option(service["command"], "--queues") for name, service in services.items() if "worker" in name
+    }
+    assert served == {"worker-cpu": "cpu", "worker-gpu": "gpu", "worker-nvidia": "gpu"}
+    assert set(served.values()) == set(QUEUES)
+    assert option(services["worker-gpu"]["command"], "--concurrency") == "1"
+    nvidia = services["worker-nvidia"]
+    (device,) = nvidia["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert nvidia["environment"]["ASTRID_DEVICE"] == "cuda"
+    assert nvidia["build"]["target"] in targets()
+    assert services["code"]["build"]["target"] in targets()
+    # What Redis has acknowledged it has on disk.
+    command = services["redis"]["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--appendfsync") + 1] == "always"
+
+
+def option(command: list[str], name: str) -> str:
+    return next(word.partition("=")[2] for word in command if word.startswith(f"{name}="))
+
+
+def targets() -> list[str]:
+    return re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_processes_are_told_where_json_logs_go(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        if service.get("image", "").startswith("astrid:"):
+            assert service["environment"]["ASTRID_LOG_JSON"] == "${ASTRID_LOG_JSON:-}", name
+
+
+def test_the_dockerfile_has_nothing_that_hadolint_finds_fault_with(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    # The linter can find fault.
+    worse = tmp_path / "Dockerfile"
+    worse.write_text(
+        (ROOT / "Dockerfile").read_text().replace("python:3.11.14-slim-bookworm", "python:latest")
+    )
+    assert subprocess.run([program, worse], capture_output=True).returncode != 0
 
 
 def test_no_secret_and_no_open_port(compose: dict[str, Any]) -> None:
@@ -81,21 +142,20 @@ def options(command: list[str]) -> str:
     program = {"python": [sys.executable]}.get(words[0], [sys.executable, "-m", words[0].replace("-", "_")])
     if words[0].startswith("dagster"):
         program = [str(Path(sys.executable).parent / words[0])]
-    subcommands = [
-        word for word in words[1:] if word in ("code-server", "start", "run", "api", "grpc-health-check")
-    ]
+    known = ("code-server", "start", "run", "api", "grpc-health-check", "worker")
+    subcommands = [word for word in words[1:] if word in known]
     return subprocess.run(
         [*program, *subcommands, "--help"], capture_output=True, text=True, check=True
     ).stdout
 
 
-@pytest.mark.parametrize("name", ["code", "webserver", "daemon"])
+@pytest.mark.parametrize("name", ["code", "webserver", "daemon", "worker-cpu"])
 def test_the_commands_are_ones_that_dagster_knows(compose: dict[str, Any], name: str) -> None:
     service = compose["services"][name]
     for command in (service["command"], service["healthcheck"]["test"][1:]):
-        if command[0].startswith("dagster"):
+        if command[0].startswith(("dagster", "celery")):
             text = options(command)
-            for word in command:
+            for word in [word.partition("=")[0] for word in command]:
                 if word.startswith("--"):
                     assert re.search(rf"(^|[\s,]){re.escape(word)}\b", text), f"{command[0]} has no {word}"
 
@@ -113,11 +173,16 @@ def test_the_image_takes_what_is_sent_to_it() -> None:
 
 def test_the_image_does_not_run_as_root() -> None:
     text = (ROOT / "Dockerfile").read_text()
-    assert re.search(r"^USER astrid$", text, re.MULTILINE)
-    # Tags that move under one's feet are not used.
-    for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
-        assert ":" in image
-        assert not image.endswith(":latest")
+    assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["10001:10001"]
+    assert "--uid 10001" in text
+    # Both images are made of the stage with that user, and of images whose tags do not move under one's feet.
+    stages = dict(re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE))
+    assert {name: image for image, name in re.findall(r"^FROM (base) AS (\S+)$", text, re.MULTILINE)} == {
+        "cuda": "base",
+        "cpu": "base",
+    }
+    for image in set(stages) - set(targets()):
+        assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", image), image
 
 
 def test_the_packaged_dagster_yaml_is_the_one_at_the_top() -> None:
