@@ -27,10 +27,11 @@ Progress = Callable[[int, int], None]
 #: Images of one shard: some 20 MB at 512², so that a killed build loses little and a shard travels easily.
 SHARD_IMAGES = 10
 
-# Shares of simulated cases: mostly nights as they come, and some of each case that differencing is judged by, so
-# that a network also knows what a clean difference looks like.
+# Shares of simulated cases: mostly nights as they come, some full of artefacts, and some of each case that differencing
+# is judged by, so that a network also knows what a clean difference looks like.
 _CASES: Mapping[str, float] = {
-    "random": 0.70,
+    "random": 0.55,
+    "spoiled": 0.15,
     "clean": 0.05,
     "shift10": 0.05,
     "shift25": 0.05,
@@ -70,7 +71,7 @@ class Simulated:
 
 
 def simulate_difference(
-    seed: int, shape: tuple[int, int] = (512, 512), *, changes: float | None = None
+    seed: int, shape: tuple[int, int] = (512, 512), *, changes: float | None = None, spoiled: bool = False
 ) -> Simulated:
     """Return a simulated difference image and its truth; the same seed gives the same.
 
@@ -80,7 +81,10 @@ def simulate_difference(
     Parameters
     ----------
     changes:
-        True changes a megapixel, of S/N 3-50. None: as many as learning gets most from, in some skies very bright.
+        True changes a megapixel, of S/N 3-50, on nights as they come. None: as many as learning gets most from, in some
+        skies very bright, and some of them full of artefacts.
+    spoiled:
+        Full of artefacts that no mask covers (`simulation.spoiled_options`), whatever else: to count what passes.
 
     Raises
     ------
@@ -89,14 +93,18 @@ def simulate_difference(
     """
     from astrid_pipeline.imaging.candidates import find_candidates
     from astrid_pipeline.imaging.subtract import subtract
-    from astrid_pipeline.simulation.pairs import CASES, random_options, simulate_pair
+    from astrid_pipeline.simulation.pairs import CASES, random_options, simulate_pair, spoiled_options
 
     problem: AstridError | None = None
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, attempt])
         case = str(rng.choice(list(_CASES), p=list(_CASES.values())))
-        if case == "random":
-            options = random_options(rng)
+        if spoiled:
+            case = "spoiled"
+        elif changes is not None and case == "spoiled":
+            case = "random"
+        if case in ("random", "spoiled"):
+            options = (random_options if case == "random" else spoiled_options)(rng)
             if rng.random() < BRIGHT_SHARE:
                 options["snr"] = BRIGHT_SNR
         else:
@@ -106,8 +114,10 @@ def simulate_difference(
             options["snr"] = SURVEY_SNR
         options["psf"] = "none" if rng.random() < MEASURED_PSF else "true"
         pair = simulate_pair(rng, shape, **options)
+        # A detector has to know also what masks commonly keep from it: what is looked for is not always found.
+        hidden = case != "spoiled" or not (spoiled or rng.random() < 0.5)
         try:
-            difference = subtract(pair.science, pair.reference)
+            difference = subtract(pair.science, pair.reference, find_artefacts=hidden)
             candidates = find_candidates(difference)
         except AstridError as error:
             problem = error
@@ -125,11 +135,16 @@ def image_seed(seed: int, split: str, index: int) -> int:
 
 
 def _build_shard(
-    folder: Path, shard: int, seeds: Sequence[int], shape: tuple[int, int], changes: float | None
+    folder: Path,
+    shard: int,
+    seeds: Sequence[int],
+    shape: tuple[int, int],
+    changes: float | None,
+    spoiled: bool,
 ) -> int:
     samples = []
     for seed in seeds:
-        made = simulate_difference(seed, shape, changes=changes)
+        made = simulate_difference(seed, shape, changes=changes, spoiled=spoiled)
         info = {"sky": f"simulated-{seed}", "case": made.case, "source": "simulated", "seed": seed}
         samples.append(make_sample(made.difference, made.truth, made.candidates, info))
     write_shard(folder, shard, samples)
@@ -146,12 +161,13 @@ def build_shards(
     *,
     split: str = "train",
     changes: float | None = None,
+    spoiled: bool = False,
 ) -> dict[str, Any]:
     """Simulate `n_images` labelled difference images into `folder` and return the set's manifest.
 
     Each image is a sky of its own, drawn from (seed, split, number): sets of different splits share nothing, and
     the number of workers changes nothing. Shards that are there already are kept, so that a killed build goes on.
-    `changes` is that of `simulate_difference`.
+    `changes` and `spoiled` are those of `simulate_difference`.
 
     Raises
     ------
@@ -168,6 +184,8 @@ def build_shards(
     recipe: dict[str, Any] = {"seed": seed, "split": split, "shape": list(shape), "n_images": n_images}
     if changes is not None:
         recipe["changes"] = changes
+    if spoiled:
+        recipe["spoiled"] = True
     _same_recipe(folder, recipe)
     missing = {s: part for s, part in jobs.items() if not is_whole(folder, s)}
     done = n_images - sum(len(part) for part in missing.values())
@@ -175,7 +193,7 @@ def build_shards(
         progress(done, n_images)
     if workers <= 1 or len(missing) <= 1:
         for shard, part in missing.items():
-            done += _build_shard(folder, shard, part, shape, changes)
+            done += _build_shard(folder, shard, part, shape, changes, spoiled)
             if progress is not None:
                 progress(done, n_images)
     else:
@@ -184,7 +202,8 @@ def build_shards(
             min(workers, len(missing)), get_context("spawn"), _begin_worker, (os.getpid(),)
         ) as pool:
             futures = [
-                pool.submit(_build_shard, folder, s, part, shape, changes) for s, part in missing.items()
+                pool.submit(_build_shard, folder, s, part, shape, changes, spoiled)
+                for s, part in missing.items()
             ]
             for future in as_completed(futures):
                 done += future.result()

@@ -29,7 +29,7 @@ from astrid_pipeline.learning.metrics import (
     recall_by_snr,
     snr_at_half,
 )
-from astrid_pipeline.learning.network import predict
+from astrid_pipeline.learning.network import describe_device, predict
 from astrid_pipeline.learning.peaks import class_probabilities
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.learning.targets import UNUSABLE_BIT
@@ -173,8 +173,12 @@ def evaluate(
     device: str | torch.device | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    spoiled: ShardSet | None = None,
 ) -> Evaluation:
     """Measure a detector and the baselines on one set of images.
+
+    With `spoiled`, images full of artefacts (`data.build_shards`), what artefacts pass for real is counted there: in
+    images as they come, masks leave too few of most kinds.
 
     The baseline ``score_5_sigma`` takes every candidate (|S_corr| > 5) for real, ranked by |S_corr|; the classical
     detectors rank the same candidates by how like a real change they are, kept where that is more likely than not.
@@ -214,7 +218,9 @@ def evaluate(
         by_class=kinds.recall_by_class(asked, detector.threshold),
         classes=kinds.classes(low, detector.threshold),
         types=kinds.types(asked, judged_candidates, detector.threshold),
-        artefacts=kinds.artefacts(low, shards.truth, detector.threshold),
+        artefacts=_artefacts(detector, spoiled, device)
+        if spoiled is not None
+        else kinds.artefacts(low, shards.truth, detector.threshold),
         ranks=kinds.recall_at_rank(asked),
         looking_load=kinds.looking_load(asked, len(shards.candidates)),
         sparse=_sparse(asked, four, rate),
@@ -226,9 +232,15 @@ def evaluate(
         energy_source=meter.source,
         threshold=detector.threshold,
         min_snr=min_snr,
-        device=str(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device=describe_device(device),
         model={"name": detector.name, "version": detector.version, "data_hash": shards.hash},
     )
+
+
+def _artefacts(detector: Detector, shards: ShardSet, device: str | torch.device | None) -> pd.DataFrame:
+    peaks, _ = score_shards(detector, shards, device=device)
+    area = pd.Series(1.0, index=shards.images["image_id"].astype(str))
+    return kinds.artefacts(judge(peaks, shards.truth, area, min_snr=0.0), shards.truth, detector.threshold)
 
 
 def _sparse(asked: Judged, four: Judged, rate: float) -> dict[str, float]:

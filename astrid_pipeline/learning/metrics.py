@@ -163,7 +163,8 @@ def figures_of(
 
     ``ap``; and at `threshold` ``precision``, ``recall``, ``f1``, ``false_per_mpix``; ``false_per_mpix_at_recall_90``;
     ``precision_at_1_per_mpix``, the precision if there were one true change a megapixel; ``recall_at_precision_95``,
-    the most that any threshold gives; ``position_error`` (px, median).
+    the most that any threshold gives; ``position_error`` (px, median); ``position_over_bound``, the median of the
+    points' errors over what their bounds would make it.
     """
     image, score, right = _ranked(judged)
     wanted, area = judged.wanted, judged.megapixels
@@ -219,6 +220,18 @@ def figures_of(
         far = np.repeat(near_px, counts[near_image])
         return float(np.median(far)) if len(far) else float("nan")
 
+    points = near.assign(bound=_bounds(judged, near["truth"]))
+    points = points[points["bound"].notna()]
+    point_image = points["image"].to_numpy(np.int64)
+    # An error of σ an axis has a median length of √(2 ln 2) σ.
+    share = points["truth_distance"].to_numpy(float) / (
+        np.sqrt(2 * np.log(2)) * points["bound"].to_numpy(float)
+    )
+
+    def over_bound(counts: npt.NDArray[np.int64]) -> float:
+        every = np.repeat(share, counts[point_image])
+        return float(np.median(every)) if len(every) else float("nan")
+
     every: dict[str, Callable[[npt.NDArray[np.int64]], float]] = {
         "ap": ap,
         "precision": precision,
@@ -229,8 +242,17 @@ def figures_of(
         "false_per_mpix_at_recall_90": at_recall,
         "recall_at_precision_95": at_precision,
         "position_error": position,
+        "position_over_bound": over_bound,
     }
     return {name: bootstrap(f, len(area), seed=seed, resamples=resamples) for name, f in every.items()}
+
+
+def _bounds(judged: Judged, which: pd.Series) -> Floats:
+    """Return the bound of each of these truths' positions, px an axis; NaN of trails, and where it is not known."""
+    truth = judged.truth.reindex(which)
+    if "position_bound" not in truth:
+        return np.full(len(which), np.nan)
+    return np.where(truth["label"] == "moving", np.nan, truth["position_bound"].to_numpy(float))
 
 
 def recall_by_snr(judged: Judged, threshold: float, edges: tuple[float, ...] = SNR_EDGES) -> pd.DataFrame:

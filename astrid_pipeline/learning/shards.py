@@ -27,7 +27,7 @@ from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.targets import Target, render
 from astrid_pipeline.tables import Column, TableSchema
 
-VERSION = 2
+VERSION = 3
 
 #: What a truth row can be called.
 LABELS: tuple[str, ...] = (*CLASSES, "artefact")
@@ -46,6 +46,7 @@ TRUTH = TableSchema(
             "float64",
             "the same with what errors of registration, PSF and flux ratio add to the noise",
         ),
+        Column("position_bound", "float64", "least error of a point's position at its S/N, an axis", "px"),
         Column("label", "string", "transient, variable, moving or artefact"),
         Column("kind", "string", "what it is in detail: supernova, asteroid, cosmic_ray, …"),
         Column("length", "float64", "length of a trail", "px"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SimulatedPair,
         random_options,
         simulate_pair,
+        spoiled_options,
     )
     from astrid_pipeline.simulation.survey import SimulatedSurvey
     from astrid_pipeline.simulation.truth import TRUTH
@@ -29,6 +30,7 @@ _HOMES = {
     "SimulatedPair": "pairs",
     "random_options": "pairs",
     "simulate_pair": "pairs",
+    "spoiled_options": "pairs",
     "SimulatedArchive": "archive",
     "SimulatedSurvey": "survey",
     "TRUTH": "truth",
@@ -44,6 +46,7 @@ __all__ = [
     "SimulatedSurvey",
     "random_options",
     "simulate_pair",
+    "spoiled_options",
 ]
 
 

@@ -166,3 +166,22 @@ def random_options(rng: np.random.Generator) -> dict[str, Any]:
         "variance": "data",
         "bad_subtractions": float(rng.uniform(0, 15)),
     }
+
+
+def spoiled_options(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw options of a pair full of artefacts that no mask covers, to teach what they look like and to count them.
+
+    A few are so many times as frequent as on a bad night; of satellites and edges there are three a frame, so that
+    some hundred frames hold a thousand of each kind.
+    """
+    return random_options(rng) | {
+        "cosmic_rays": 80.0,
+        "bad_columns": 20.0,
+        "hot_pixels": 80.0,
+        "ghosts": 25.0,
+        "dipoles": 40.0,
+        "bad_subtractions": 40.0,
+        "trails": 3,
+        "edges": 3,
+        "masked": 0.0,
+    }

@@ -17,12 +17,26 @@ from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.imaging.mask import MaskArray
 from astrid_pipeline.imaging.psf_model import PSF
 from astrid_pipeline.simulation import changes, detector, spoil
-from astrid_pipeline.simulation.pair_options import CASE_SHAPE, CASES, PairOptions, random_options
+from astrid_pipeline.simulation.pair_options import (
+    CASE_SHAPE,
+    CASES,
+    PairOptions,
+    random_options,
+    spoiled_options,
+)
 from astrid_pipeline.simulation.psf import SkyPSF, constant_psf, varying_psf
 from astrid_pipeline.simulation.sky import draw_galaxies, draw_magnitudes, render
 from astrid_pipeline.simulation.truth import ideal_flux_error, table
 
-__all__ = ["CASES", "CASE_SHAPE", "PairOptions", "SimulatedPair", "random_options", "simulate_pair"]
+__all__ = [
+    "CASES",
+    "CASE_SHAPE",
+    "PairOptions",
+    "SimulatedPair",
+    "random_options",
+    "simulate_pair",
+    "spoiled_options",
+]
 
 #: Magnitude of a source of one electron in the reference.
 ZERO_POINT = 25.0

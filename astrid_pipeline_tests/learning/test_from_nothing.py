@@ -88,6 +88,22 @@ def test_every_kind_of_change_and_artefact_and_case_occurs():
     assert len(cases) >= 2
 
 
+def test_a_spoiled_sky_shows_artefacts_that_no_mask_covers():
+    seen: dict[str, int] = {}
+    for i in range(3):
+        image = simulate_difference(image_seed(3, "spoiled", i), (192, 192), changes=20.0, spoiled=True)
+        assert image.case == "spoiled"
+        bad = image.truth[(image.truth["label"] == "artefact") & image.truth["usable"]]
+        for kind, count in bad["kind"].value_counts().items():
+            seen[str(kind)] = seen.get(str(kind), 0) + int(count)
+    assert {"cosmic_ray", "hot_pixel", "bad_column", "ghost", "satellite_trail", "dipole", "edge"} <= set(
+        seen
+    )
+    assert seen["cosmic_ray"] >= 5
+    plain = simulate_difference(image_seed(3, "spoiled", 0), (192, 192), changes=20.0)
+    assert plain.case != "spoiled"
+
+
 def test_skies_to_measure_on_hold_as_many_changes_as_asked_for():
     for i in range(2):
         image = simulate_difference(image_seed(3, "sparse", i), (192, 192), changes=400.0)

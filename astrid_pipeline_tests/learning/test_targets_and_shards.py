@@ -12,7 +12,7 @@ from astrid_pipeline.learning.samples import labelled_truth, make_sample
 from astrid_pipeline.learning.shards import ShardSet, write_manifest, write_shard
 from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint, render
 from astrid_pipeline.learning.unet import CLASSES
-from astrid_pipeline_tests.learning.helpers import toy_candidates, toy_difference, toy_set
+from astrid_pipeline_tests.learning.helpers import PSF_SIGMA, toy_candidates, toy_difference, toy_set
 
 
 def _truth(**columns):
@@ -246,3 +246,10 @@ def test_a_shard_holds_images_of_one_shape(tmp_path):
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(FileNotFoundError):
         write_manifest(tmp_path, [0], {})
+
+
+def test_the_bound_of_a_position_is_that_of_a_gaussian():
+    difference, truth = toy_difference(2)
+    row = labelled_truth(truth, difference, "simulated")
+    # Of a Gaussian of width s in white noise: √2 s over the S/N.
+    np.testing.assert_allclose(row["position_bound"] * truth["snr"], np.sqrt(2) * PSF_SIGMA, rtol=0.01)

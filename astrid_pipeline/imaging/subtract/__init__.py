@@ -5,6 +5,7 @@ A method is one file of this package with a function `difference(pair, device) -
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from importlib import import_module
 from types import MappingProxyType
@@ -21,7 +22,12 @@ METHODS = MappingProxyType({"zogy": "zogy", "classic": "classic"})
 
 
 def subtract(
-    science: Frame, reference: Frame, method: str = "zogy", device: str | torch.device | None = None
+    science: Frame,
+    reference: Frame,
+    method: str = "zogy",
+    device: str | torch.device | None = None,
+    *,
+    find_artefacts: bool = True,
 ) -> Difference:
     """Subtract the reference from the science frame.
 
@@ -35,6 +41,9 @@ def subtract(
         a fitted kernel (after Alard & Lupton 1998).
     device:
         ``"cpu"``, ``"cuda"``, or None for what is there.
+    find_artefacts:
+        Whether to mask cosmic rays, bad columns and trails that the frames' masks lack. Without, they stay in the
+        difference: for a detector that has to learn them, or frames whose masks are known to be whole.
 
     Returns
     -------
@@ -62,7 +71,9 @@ def subtract(
     started = time.perf_counter()
     chosen = open_device(device)
     run: Any = import_module(f"{__name__}.{METHODS[method]}").difference
-    result: Difference = run(make_pair(science, reference), chosen)
+    result: Difference = run(
+        dataclasses.replace(make_pair(science, reference), search=find_artefacts), chosen
+    )
     return result.replace(
         meta={
             "method": method,

@@ -35,6 +35,8 @@ class Pair:
         Noise of the empty sky in one pixel, units of each frame.
     light:
         Share of a star's light that the science PSF still holds once its borders are faded out (`rounded`).
+    search:
+        Whether to look for artefacts that nobody masked (`artefacts`).
     """
 
     science: Frame
@@ -44,6 +46,7 @@ class Pair:
     science_sigma: float
     reference_sigma: float
     light: float = 1.0
+    search: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:

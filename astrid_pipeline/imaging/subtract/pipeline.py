@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 def make_difference(pair: Pair, filters: Filters, device: torch.device) -> Difference:
     """Return the difference of a pair by the method that the filters are of."""
-    pair = mark_cosmic_rays(pair)
+    pair = mark_cosmic_rays(pair) if pair.search else pair
     match = solve_match(pair, device)
-    pair = mark_lines(pair, match.ratio.image(), match.sky.image())
+    pair = mark_lines(pair, match.ratio.image(), match.sky.image()) if pair.search else pair
     scene = build_scene(pair, match, device)
     filtered = filter_tiles(scene, filters)
     flux, variance, static, plain = (

@@ -1,0 +1,91 @@
+"""A frozen network compiled for this processor: OpenVINO does three times as many pixels a second as torch.
+
+The graph is handed over directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the
+machine. Where OpenVINO is not installed (it is on x86-64), torch computes the same answers, more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from astrid_pipeline.learning.channels import CHANNELS
+
+#: From (N, inputs, h, w) planes to (N, outputs, h, w) probabilities, float32 both.
+Engine = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+#: Kept as long as their networks are: compiling takes as long as some five megapixels do.
+_ENGINES: WeakKeyDictionary[nn.Module, dict[tuple[bool, int], Engine]] = WeakKeyDictionary()
+
+
+@cache
+def available() -> bool:
+    """Return whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
+
+
+def engine(network: nn.Module, bf16: bool) -> Engine:
+    """Return a network, made by `network.prepare_for_inference`, compiled for this processor.
+
+    Parameters
+    ----------
+    bf16:
+        Whether to compute in bfloat16, as `network.half_precision` says; else in float32.
+    """
+    kept = _ENGINES.setdefault(network, {})
+    key = (bf16, torch.get_num_threads())
+    if key not in kept:
+        kept[key] = _compiled(network, *key)
+    return kept[key]
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.network(image))
+
+
+def _compiled(network: nn.Module, bf16: bool, threads: int) -> Engine:
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    inputs = len(CHANNELS)
+    side = 4 * int(network.stride)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        traced = torch.jit.trace(
+            _Probabilities(network).eval(), torch.zeros(1, inputs, side, side), check_trace=False
+        )
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    # The graph refers to its decoder without owning it.
+    decoder = TorchScriptPythonDecoder(traced)
+    graph = frontend.load(decoder)
+    model = frontend.convert(graph)
+    model.inputs[0].get_node().set_partial_shape(openvino.PartialShape([-1, inputs, -1, -1]))
+    model.validate_nodes_and_infer_types()
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        answer: npt.NDArray[np.float32] = request.infer([np.ascontiguousarray(planes, np.float32)])[
+            compiled.output(0)
+        ]
+        return answer
+
+    return run
