@@ -111,7 +111,7 @@ def set_person(catalog: Catalog, name: str, password: str, scopes: Sequence[str]
 
 
 def disable_person(catalog: Catalog, name: str) -> None:
-    """Let somebody sign in no more; their sessions end at once. Raises `ConfigError` if there is none of that name."""
+    """Let somebody sign in no more; their sessions end in 5 s. Raises `ConfigError` if there is none of that name."""
     with catalog.transaction(f"disable {name}") as connection:
         done = connection.execute(
             update(Person).where(Person.name == name).values(disabled_at=func.now())

@@ -9,7 +9,7 @@ import datetime as dt
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
     from astrid_pipeline.archives.base import Field
 
+#: Connections that are kept, for changes and for questions.
+_CHANGING, _ASKING = 4, 8
+
 
 class Catalog:
     """The catalogue in a PostgreSQL database; its tables are made or migrated when it is opened.
@@ -62,9 +65,9 @@ class Catalog:
 
     def __init__(self, url: str) -> None:
         # Opened as they are wanted at once, and kept: most processes have one of each, the vetting page has all.
-        self.engine: Engine = create_engine(url, pool_size=4, max_overflow=4)
+        self.engine: Engine = create_engine(url, pool_size=_CHANGING, max_overflow=4)
         # Questions need no transaction: without one they cost one way to the server instead of three.
-        self._asking = create_engine(url, pool_size=8, max_overflow=0, isolation_level="AUTOCOMMIT")
+        self._asking = create_engine(url, pool_size=_ASKING, max_overflow=0, isolation_level="AUTOCOMMIT")
         for engine in (self.engine, self._asking):
             replace_lost_connections(engine)
         self._lock = threading.Lock()
@@ -75,6 +78,19 @@ class Catalog:
         """Give the connections back."""
         self.engine.dispose()
         self._asking.dispose()
+
+    def warm(self) -> None:
+        """Open all connections that are kept: each takes longer than what it will be asked.
+
+        Raises
+        ------
+        ServiceError
+            If the database does not answer.
+        """
+        with self._failing("connect"), ExitStack() as open_ones:
+            for engine, count in ((self.engine, _CHANGING), (self._asking, _ASKING)):
+                for _ in range(count):
+                    open_ones.enter_context(engine.connect())
 
     @contextmanager
     def _failing(self, what: str) -> Iterator[None]:

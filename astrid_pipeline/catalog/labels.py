@@ -13,11 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import select, text
 
-from astrid_pipeline.catalog.models import Detection, SkyField
-from astrid_pipeline.catalog.review_models import VERDICTS, SkyObject, Source, ValidationEvent
+from astrid_pipeline.catalog.review_models import VERDICTS, Source, ValidationEvent
 from astrid_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,9 +105,9 @@ def record(
     if verdict not in VERDICTS:
         raise ConfigError("not a verdict", where=verdict, remedy=f"use one of {', '.join(VERDICTS)}")
     with catalog.transaction("keep a label") as connection:
-        source = _locked_source(connection, Source.id == source_id, str(source_id))
+        source = _locked_source(connection, "s.id = :wanted", source_id)
         event = {
-            **_about(connection, source),
+            **_about(source),
             "token": token,
             "who": who,
             "verdict": verdict,
@@ -142,9 +140,9 @@ def undo(catalog: Catalog, event_id: int, *, who: str, token: str) -> dict[str, 
             raise NoSuchSourceError("there is no such verdict", where=str(event_id))
         if given["who"] != who:
             raise NotYoursError(f"{given['who']} gave this verdict", where=str(event_id))
-        source = _locked_source(connection, Source.key == given["source_key"], given["source_key"])
+        source = _locked_source(connection, "s.key = :wanted", given["source_key"])
         event = {
-            **_about(connection, source),
+            **_about(source),
             "token": token,
             "who": who,
             "verdict": None,
@@ -153,63 +151,80 @@ def undo(catalog: Catalog, event_id: int, *, who: str, token: str) -> dict[str, 
         return _added(connection, source, event)
 
 
-def _locked_source(connection: Connection, condition: Any, name: str) -> Mapping[str, Any]:
+# Few statements, and plain ones: a hundred people wait for their verdict to be kept at once.
+_LOCKED = """
+SELECT s.id, s.key, s.night, s.exposure_id, s.x, s.y, s.ra, s.dec, s.injected, s.truth, s.score, s.model_name,
+       s.model_version, f.name AS field, o.name AS object_name
+FROM sources s JOIN fields f ON f.id = s.field_id LEFT JOIN objects o ON o.id = s.object_id
+WHERE {} FOR UPDATE OF s"""
+_EVENT = (
+    *(
+        "source_key",
+        "field",
+        "night",
+        "exposure_id",
+        "x",
+        "y",
+        "ra",
+        "dec",
+        "injected",
+        "truth",
+        "object_name",
+        "score",
+    ),
+    *("model_name", "model_version", "token", "who", "verdict", "class", "confidence", "note", "undoes"),
+)
+# A token or an undoing that is there already adds nothing.
+_ADD = text(f"""
+WITH added AS (
+    INSERT INTO validation_events ({", ".join(_EVENT)}) VALUES ({", ".join(f":{name}" for name in _EVENT)})
+    ON CONFLICT DO NOTHING RETURNING *)
+SELECT true AS added, * FROM added
+UNION ALL SELECT false, * FROM validation_events
+WHERE source_key = :source_key OR token = :token OR undoes = :undoes""")
+# What was put in may bear the number of a detection of the night.
+_SETTLE = text("""
+WITH settled AS (
+    UPDATE sources SET state = :state, label_class = :label_class, labels = :labels, agreement = :agreement,
+        labelled_at = :labelled_at WHERE id = :id
+    RETURNING field_id, night, detection_id, injected, state)
+UPDATE detections d SET is_validated = s.state IN ('real', 'bogus') FROM settled s
+WHERE d.field_id = s.field_id AND d.night = s.night AND d.detection_id = s.detection_id AND NOT s.injected""")
+
+
+def _locked_source(connection: Connection, condition: str, wanted: int | str) -> Mapping[str, Any]:
     # Locked, so that two people's verdicts on one source are counted one after the other.
-    row = (
-        connection.execute(select(*Source.__table__.c).where(condition).with_for_update())
-        .mappings()
-        .one_or_none()
-    )
-    if row is None:
-        raise NoSuchSourceError("there is no such source", where=name)
-    return dict(row)
+    found = connection.execute(text(_LOCKED.format(condition)), {"wanted": wanted}).mappings().one_or_none()
+    if found is None:
+        raise NoSuchSourceError("there is no such source", where=str(wanted))
+    return dict(found)
 
 
-def _about(connection: Connection, source: Mapping[str, Any]) -> dict[str, Any]:
-    field = connection.scalar(select(SkyField.name).where(SkyField.id == source["field_id"]))
-    name = None
-    if source["object_id"] is not None:
-        name = connection.scalar(select(SkyObject.name).where(SkyObject.id == source["object_id"]))
-    same = (
-        *("night", "exposure_id", "x", "y", "ra", "dec", "injected", "truth"),
-        *("score", "model_name", "model_version"),
-    )
-    return {
-        "source_key": source["key"],
-        "field": field,
-        "object_name": name,
-        **{column: source[column] for column in same},
-    }
+def _about(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {"source_key": source["key"], **{name: source[name] for name in _EVENT if name in source}}
 
 
 def _added(connection: Connection, source: Mapping[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
-    table: Any = ValidationEvent.__table__
-    # A token or an undoing that is there already adds nothing.
-    identity = connection.scalar(
-        upsert(table).values(**event).on_conflict_do_nothing().returning(ValidationEvent.id)
-    )
-    query = select(*table.c).where(table.c.token == event["token"])
-    if identity is None and event.get("undoes") is not None:
-        query = select(*table.c).where(table.c.undoes == event["undoes"])
-    kept = dict(connection.execute(query).mappings().one())
-    events = connection.execute(
-        select(*table.c).where(table.c.source_key == source["key"]).order_by(table.c.id)
-    ).mappings()
-    consensus = consensus_of(standing([dict(row) for row in events]))
-    if identity is not None:
-        connection.execute(update(Source).where(Source.id == source["id"]).values(**consensus))
-        # What was put in may bear the number of a detection of the night.
-        if source["detection_id"] is not None and not source["injected"]:
-            connection.execute(
-                update(Detection)
-                .where(
-                    Detection.field_id == source["field_id"],
-                    Detection.night == source["night"],
-                    Detection.detection_id == source["detection_id"],
-                )
-                .values(is_validated=consensus["state"] in ("real", "bogus"))
-            )
-    return {**kept, "source_id": source["id"], "state": consensus["state"], "labels": consensus["labels"]}
+    given = {**dict.fromkeys(_EVENT), **event}
+    found = [dict(row) for row in connection.execute(_ADD, given).mappings()]
+    added = [row for row in found if row.pop("added")]
+    same = [row for row in found if row["token"] == given["token"]] or [
+        row for row in found if given["undoes"] is not None and row["undoes"] == given["undoes"]
+    ]
+    events_ = sorted((row for row in found if row["source_key"] == source["key"]), key=lambda row: row["id"])
+    consensus = consensus_of(standing(events_))
+    if added:
+        connection.execute(_SETTLE, {"id": source["id"], **consensus})
+    elif not same:
+        # Another source's verdict of this token was kept just now, after this question was put.
+        query = select(*ValidationEvent.__table__.c).where(ValidationEvent.token == given["token"])
+        same = [dict(row) for row in connection.execute(query).mappings()]
+    return {
+        **same[0],
+        "source_id": source["id"],
+        "state": consensus["state"],
+        "labels": consensus["labels"],
+    }
 
 
 def history(catalog: Catalog, key: str) -> list[dict[str, Any]]:

@@ -283,6 +283,20 @@ def get_source(catalog: Catalog, source_id: int) -> dict[str, Any] | None:
     return None if row is None else dict(row)
 
 
+_STAMP = text(
+    "SELECT f.name AS field, s.night, s.exposure_id, s.x, s.y, s.injected,"
+    " jsonb_build_object('survey', s.features -> 'survey') AS features"
+    " FROM sources s JOIN fields f ON f.id = s.field_id WHERE s.id = :id"
+)
+
+
+def stamp_of(catalog: Catalog, source_id: int) -> dict[str, Any] | None:
+    """Return what leads to a source's stamps, as far as `StampStore.get` asks for it; None if there is none."""
+    with catalog.reading("look up a source") as connection:
+        row = connection.execute(_STAMP, {"id": source_id}).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
 def neighbours(catalog: Catalog, source: Mapping[str, Any], radius: float = 30.0) -> list[dict[str, Any]]:
     """Return the objects within `radius` arcsec of a source, nearest first, its own left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 ORDER = 29
 
 
+@cache
 def _healpix(order: int) -> HEALPix:
     from astropy_healpix import HEALPix
 
@@ -84,12 +86,30 @@ def many_cone_ranges(
     """
     from astropy import units as u
 
-    order = int(np.clip(math.floor(math.log2(58.6 / max(2.0 * radius, 1e-7))), 0, ORDER))
-    grid = _healpix(order)
+    order = _wide_order(radius)
     lon, lat = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
-    centre = np.asarray(grid.lonlat_to_healpix(lon * u.deg, lat * u.deg), np.int64)
-    around = np.vstack([centre[None], np.asarray(grid.neighbours(centre), np.int64)])
-    number = np.broadcast_to(np.arange(len(lon)), around.shape)
+    centre = np.asarray(_healpix(order).lonlat_to_healpix(lon * u.deg, lat * u.deg), np.int64)
+    return _blocks(centre, order)
+
+
+def ranges_around(index: int, radius: float) -> tuple[list[int], list[int]]:
+    """Return the first and last of the ranges of `hpx29` that cover a small cone (degrees) about an index's place."""
+    order = _wide_order(radius)
+    _, first, last = _blocks(np.array([index >> 2 * (ORDER - order)], np.int64), order)
+    return first.tolist(), last.tolist()
+
+
+def _wide_order(radius: float) -> int:
+    """Return the finest order whose narrowest pixel is as wide as the radius."""
+    return int(np.clip(math.floor(math.log2(58.6 / max(2.0 * radius, 1e-7))), 0, ORDER))
+
+
+def _blocks(
+    centre: npt.NDArray[np.int64], order: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return number of the centre, first and last `hpx29` of the ranges that pixels and their neighbours are."""
+    around = np.vstack([centre[None], np.asarray(_healpix(order).neighbours(centre), np.int64)])
+    number = np.broadcast_to(np.arange(len(centre)), around.shape)
     # Where eight base pixels meet in seven, a neighbour is missing (-1).
     pixels, number = around[around >= 0], number[around >= 0]
     by = np.lexsort((pixels, number))

@@ -75,18 +75,27 @@ def pool(image: npt.ArrayLike, size: int, *, peak: bool = False) -> Plane:
     return (total / np.outer(*counts)).astype(np.float32)
 
 
-def grey(image: Plane, zero: float, sigma: float, top: float) -> RGB:
-    """Return the asinh stretch of `image`: dark at zero - 1.3 σ, linear in the noise, white at `top`."""
+def grey_share(image: Plane, zero: float, sigma: float, top: float) -> Plane:
+    """Return the asinh stretch of `image`, 0 to 1: 0 at zero - 1.3 σ, linear in the noise, 1 at `top`."""
     low = np.arcsinh(-1.3 / 3)
     high = np.arcsinh(max((top - zero) / sigma, 6.0) / 3)
     value = (np.arcsinh((image - zero) / sigma / 3) - low) / (high - low)
-    return _GREY_TABLE[(np.clip(value, 0, 1) * 255).astype(np.uint8)]
+    return np.clip(value, 0, 1).astype(np.float32, copy=False)
+
+
+def grey(image: Plane, zero: float, sigma: float, top: float) -> RGB:
+    """Return the asinh stretch of `image`: dark at zero - 1.3 σ, linear in the noise, white at `top`."""
+    return _GREY_TABLE[(grey_share(image, zero, sigma, top) * 255).astype(np.uint8)]
+
+
+def diverging_share(image: Plane, limit: float = SCORE_LIMIT) -> Plane:
+    """Return `image` on a scale from -1 at -limit over 0 to 1 at +limit."""
+    return np.clip(np.nan_to_num(image) / limit, -1, 1)
 
 
 def diverging(image: Plane, limit: float = SCORE_LIMIT) -> RGB:
     """Return `image` on the scale from -limit (blue) over 0 (dark) to +limit (orange)."""
-    value = np.clip(np.nan_to_num(image) / limit, -1, 1)
-    return _DIVERGING_TABLE[((value + 1) * 127.5).astype(np.uint8)]
+    return _DIVERGING_TABLE[((diverging_share(image, limit) + 1) * 127.5).astype(np.uint8)]
 
 
 def colour_bar(width: int, height: int) -> RGB:

@@ -8,6 +8,7 @@ send. In single-user mode the `Host` must be this machine's name, so that no for
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import secrets
 import threading
@@ -29,6 +30,9 @@ SESSION_SECONDS = 24 * 3600
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "testclient")
 #: Requests a second that one identity may make on the long run, and at once: a scanner's verdict takes five.
 RATE, BURST = 50.0, 300.0
+#: A key or a session that was good is taken for good so many seconds more: a scanner's verdict and the looks after it
+#: ask the catalogue once. So long, and no longer, a key that was just revoked still works.
+KEPT = 5.0
 #: Sign-ins that fail, a minute and address.
 SIGN_IN_RATE, SIGN_IN_BURST = 5 / 60, 5.0
 
@@ -72,14 +76,18 @@ class Buckets:
 
 
 class Gate:
-    """Decides on every request."""
+    """Decides on every request.
 
-    def __init__(self, catalog: Catalog, home: Path) -> None:
-        self._catalog = catalog
+    A good key or session is looked up anew after `KEPT` seconds (each process for itself); a bad one, every time.
+    """
+
+    def __init__(self, catalog: Catalog, home: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._catalog, self._clock = catalog, clock
         self._signer = URLSafeTimedSerializer(secret(home), salt="astrid-session")
         self._requests = Buckets(RATE, BURST)
         self._sign_ins = Buckets(SIGN_IN_RATE, SIGN_IN_BURST)
         self._open: tuple[float, bool] = (-1e9, False)
+        self._known: dict[bytes, tuple[float, Identity]] = {}
 
     def single_user(self) -> bool:
         """Tell whether nobody has a key or a password, looked up anew every two seconds."""
@@ -91,13 +99,16 @@ class Gate:
 
     def identify(self, request: Request) -> Identity | None:
         """Return who asks, or None. Raises `Problem` for a key that is not good."""
+        known = self.remembered(request)
+        if known is not None:
+            return known
         header = request.headers.get("authorization", "")
         if header:
             kind, _, key = header.partition(" ")
             found = access.check_key(self._catalog, key.strip()) if kind.lower() == "bearer" else None
             if found is None:
                 raise Problem(401, "this key is not good", "make one with `astrid key create`")
-            return Identity(f"key:{found[0]}", tuple(found[1]), "key")
+            return self._remember(request, Identity(f"key:{found[0]}", tuple(found[1]), "key"))
         cookie = request.cookies.get(COOKIE)
         if cookie:
             try:
@@ -106,11 +117,23 @@ class Gate:
                 who = ""
             scopes = access.person_scopes(self._catalog, who) if who else None
             if scopes is not None:
-                return Identity(who, tuple(scopes), "session")
+                return self._remember(request, Identity(who, tuple(scopes), "session"))
         local = request.client is not None and request.client.host in LOOPBACK
         if local and self.single_user() and _host(request) in (*LOOPBACK, "testserver"):
             return Identity(_user(), access.SCOPES, "single-user")
         return None
+
+    def remembered(self, request: Request) -> Identity | None:
+        """Return who asks, if their key or session was good a moment ago; asks nothing of the catalogue."""
+        kept = self._known.get(_shown(request))
+        return kept[1] if kept is not None and self._clock() < kept[0] else None
+
+    def _remember(self, request: Request, identity: Identity) -> Identity:
+        now = self._clock()
+        if len(self._known) > 10_000:
+            self._known = {shown: kept for shown, kept in self._known.items() if now < kept[0]}
+        self._known[_shown(request)] = (now + KEPT, identity)
+        return identity
 
     def require(self, request: Request, scope: str) -> Identity:
         """Return who asks if they may; count the request.
@@ -151,6 +174,13 @@ class Gate:
             raise Problem(
                 429, "too many requests", "wait a little", headers={"Retry-After": str(int(wait) + 1)}
             )
+
+
+def _shown(request: Request) -> bytes:
+    """Return what a request shows to be let in, as a digest: the key itself is kept nowhere."""
+    header = request.headers.get("authorization")
+    shown = f"header {header}" if header else f"cookie {request.cookies.get(COOKIE, '')}"
+    return hashlib.sha256(shown.encode("utf-8", "replace")).digest()
 
 
 def _same_site(request: Request) -> None:

@@ -62,8 +62,13 @@ def source_of(here: Context, source_id: int) -> dict[str, Any]:
     """Return a source. Raises `Problem` 404."""
     found = queue.get_source(here.catalog, source_id)
     if found is None:
-        raise Problem(404, f"there is no source {source_id}", "see /api/v1/detections")
+        raise no_source(source_id)
     return found
+
+
+def no_source(source_id: int) -> Problem:
+    """Return what is answered where there is no such source."""
+    return Problem(404, f"there is no source {source_id}", "see /api/v1/detections")
 
 
 def seen_by(
@@ -112,7 +117,10 @@ def stamp_png(
     here: Here, me: Reader, source_id: Id, plane: Plane = "all", stretch: Stretch = "asinh"
 ) -> Response:
     """Return the cut-outs, north up: science, reference, difference, score side by side, or one of them."""
-    stamp = here.stamps.get(source_of(here, source_id))
+    source = queue.stamp_of(here.catalog, source_id)
+    if source is None:
+        raise no_source(source_id)
+    stamp = here.stamps.get(source)
     png = sprite_png(stamp, stretch) if plane == "all" else plane_png(stamp, plane, stretch)
     return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Message
 
 from astrid_pipeline import __version__, logs
 from astrid_pipeline.catalog import Catalog
+from astrid_pipeline.errors import AstridError
 from astrid_pipeline.review import (
     api,
     datasets,
@@ -32,6 +35,7 @@ from astrid_pipeline.review import (
 )
 from astrid_pipeline.review.access import Gate
 from astrid_pipeline.review.context import Context, Here
+from astrid_pipeline.review.polite import Polite
 from astrid_pipeline.review.runs import Runs
 from astrid_pipeline.review.schemas import Health
 from astrid_pipeline.review.stamps import StampStore
@@ -41,17 +45,10 @@ from astrid_pipeline.settings import Settings, get_settings, settings_environmen
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-Next = Callable[[Request], Awaitable[Response]]
-#: Bodies of requests are small: the largest is a note of 4000 characters.
-LARGEST_BODY = 1 << 20
 #: Requests worked on at once in a process: as many as there are connections to ask the catalogue by. More would only
 #: wait for these in no order; so they wait in the order they came.
 THREADS = 8
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+_log = logging.getLogger(__name__)
 
 
 def create_app(
@@ -75,6 +72,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        await _warm(app, context)
         yield
         if own:
             context.catalog.close()
@@ -104,8 +102,41 @@ def create_app(
     app.include_router(loop.page)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     _install_own(app)
-    app.middleware("http")(_polite)
+    app.add_middleware(Polite)
     return app
+
+
+async def _warm(app: FastAPI, here: Context) -> None:
+    """Do once what scanners ask for, before anybody does: a server that was started anew is asked by all at once."""
+
+    async def body() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def nowhere(message: Message) -> None:
+        pass
+
+    begun = time.monotonic()
+    try:
+        await anyio.to_thread.run_sync(page.warm, here)
+    except AstridError as error:
+        # It will be said to whoever asks for the same.
+        _log.warning("not warm before the first request: %s", error)
+    # Routes are prepared as they are first asked for, also by nobody whom they know.
+    for method, path in (
+        ("POST", "/api/v1/detections/1/labels"),
+        ("GET", "/review/panel/1"),
+        ("GET", "/api/v1/detections/1/stamp.png"),
+    ):
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "query_string": b"",
+            "headers": [],
+            "app": app,
+        }
+        await app(scope, body, nowhere)
+    _log.info("warm after %.1f s", time.monotonic() - begun)
 
 
 def _install_own(app: FastAPI) -> None:
@@ -128,40 +159,6 @@ def _install_own(app: FastAPI) -> None:
             for method, route in methods.items()
         ]
         return page._render("docs.html", routes=routes)
-
-
-async def _polite(request: Request, call_next: Next) -> Response:
-    """Refuse what no route can take, set the security headers, and answer `If-None-Match`."""
-    if "\x00" in request.url.path or "%00" in request.url.query:
-        return problems.response(422, "text cannot hold NUL")
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > LARGEST_BODY:
-        return problems.response(413, f"a request has at most {LARGEST_BODY} bytes")
-    answer = await call_next(request)
-    for name, value in _HEADERS.items():
-        answer.headers.setdefault(name, value)
-    if request.method == "GET" and answer.status_code == 200 and _tagged(answer):
-        return await _with_etag(request, answer)
-    return answer
-
-
-def _tagged(answer: Response) -> bool:
-    return answer.headers.get("content-type", "").split(";")[0] in ("application/json", "image/png")
-
-
-async def _with_etag(request: Request, answer: Response) -> Response:
-    body = b"".join([part async for part in answer.body_iterator])  # type: ignore[attr-defined]
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {**dict(answer.headers), "ETag": tag}
-    headers.setdefault("Cache-Control", "private, no-cache")
-    given = [
-        value.strip().removeprefix("W/") for value in request.headers.get("if-none-match", "").split(",")
-    ]
-    if tag in given:
-        for name in ("content-length", "content-type"):
-            headers.pop(name, None)
-        return Response(status_code=304, headers=headers)
-    return Response(body, answer.status_code, headers)
 
 
 def serve(settings: Settings | None = None) -> None:

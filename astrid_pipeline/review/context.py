@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from astrid_pipeline.catalog import Catalog
 from astrid_pipeline.review.access import Gate, Identity
@@ -37,24 +38,32 @@ def context_of(request: Request) -> Context:
     return found
 
 
-def reader(request: Request) -> Identity:
+async def _allowed(request: Request, scope: str) -> Identity:
+    gate = context_of(request).gate
+    if gate.remembered(request) is not None:
+        # Decided without the catalogue: to send it to a thread takes longer.
+        return gate.require(request, scope)
+    return await run_in_threadpool(gate.require, request, scope)
+
+
+async def reader(request: Request) -> Identity:
     """Return who asks; they may read."""
-    return context_of(request).gate.require(request, "read")
+    return await _allowed(request, "read")
 
 
-def labeller(request: Request) -> Identity:
+async def labeller(request: Request) -> Identity:
     """Return who asks; they may label."""
-    return context_of(request).gate.require(request, "label")
+    return await _allowed(request, "label")
 
 
-def ingester(request: Request) -> Identity:
+async def ingester(request: Request) -> Identity:
     """Return who asks; they may start runs."""
-    return context_of(request).gate.require(request, "ingest")
+    return await _allowed(request, "ingest")
 
 
-def administrator(request: Request) -> Identity:
+async def administrator(request: Request) -> Identity:
     """Return who asks; they may see what others did."""
-    return context_of(request).gate.require(request, "admin")
+    return await _allowed(request, "admin")
 
 
 async def _here(request: Request) -> Context:

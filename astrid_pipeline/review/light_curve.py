@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 WIDTH, HEIGHT = 640, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 12, 26
@@ -20,12 +19,12 @@ _NJY_ZERO = 31.4
 _MEASURED = 3.0
 
 
-def microjansky(curve: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the curve in µJy, if all points have a zero point, else as it is; and the unit's name."""
-    if not len(curve) or curve["zero_point"].isna().any():
-        return curve, "counts"
-    factor = 1e-3 * 10 ** (-0.4 * (curve["zero_point"].astype(float) - _NJY_ZERO))
-    return curve.assign(**{name: curve[name] * factor for name in ("flux", "flux_err", "upper_limit")}), "µJy"
+def microjansky(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], str]:
+    """Return what to multiply each point's flux by for µJy, if all points have a zero point, else 1; and the unit."""
+    zeros = [point["zero_point"] for point in points]
+    if any(zero is None or zero != zero for zero in zeros):
+        return [1.0] * len(points), "counts"
+    return [1e-3 * 10 ** (-0.4 * (zero - _NJY_ZERO)) for zero in zeros], "µJy"
 
 
 def colours(filters: list[str]) -> dict[str, str]:
@@ -44,29 +43,25 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
-def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
+def light_curve_svg(points: Sequence[Mapping[str, Any]], now: float | None = None) -> str:
     """Return the SVG, empty without points.
 
     Parameters
     ----------
-    curve:
-        As `catalog.objects.light_curve` returns it.
+    points:
+        Rows with exposure_id, source_id, filter, mjd, flux, flux_err, snr, upper_limit, zero_point, in order of time.
     now:
         MJD to mark: that of the source on the page.
     """
-    if not len(curve):
+    if not points:
         return ""
-    curve, unit = microjansky(curve)
-    filters = [str(name) if name is not None and name == name else "?" for name in curve["filter"]]
-    mjd = curve["mjd"].to_numpy(float)
-    flux, error, limit = (curve[name].to_numpy(float) for name in ("flux", "flux_err", "upper_limit"))
-    seen = np.abs(curve["snr"].to_numpy(float)) >= _MEASURED
-    top = np.where(seen, flux + error, limit)
-    bottom = np.where(seen, flux - error, 0.0)
-    low, high = float(min(bottom.min(), 0.0)), float(max(top.max(), 0.0))
+    factors, unit = microjansky(points)
+    placed = [_placed(point, factor) for point, factor in zip(points, factors, strict=True)]
+    low = min(0.0, *(p.flux - p.flux_err if p.seen else 0.0 for p in placed))
+    high = max(0.0, *(p.flux + p.flux_err if p.seen else p.upper_limit for p in placed))
     pad = 0.06 * (high - low or 1.0)
     low, high = low - pad, high + pad
-    first, last = float(mjd.min()), float(mjd.max())
+    first, last = min(p.mjd for p in placed), max(p.mjd for p in placed)
     pad = max(0.03 * (last - first), 0.02)
     first, last = first - pad, last + pad
 
@@ -77,7 +72,7 @@ def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
         return round(HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 1)
 
     parts = [
-        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="light curve, {len(curve)} points">'
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="light curve, {len(points)} points">'
     ]
     for value in ticks(low, high):
         parts.append(
@@ -90,39 +85,47 @@ def light_curve_svg(curve: pd.DataFrame, now: float | None = None) -> str:
     parts.append(f'<text x="4" y="{_TOP}">Δ {unit}</text>')
     if now is not None:
         parts.append(f'<line class="now" x1="{x(now)}" x2="{x(now)}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-    palette = colours(filters)
-    points = zip(
-        curve["exposure_id"], curve["source_id"], filters, mjd, flux, error, limit, seen, strict=True
-    )
-    for exposure, source, name, at, *values, is_seen in points:
-        point = _Point(str(exposure), source, float(at), *(float(value) for value in values))
-        parts.append(_point(point, bool(is_seen), palette[name], unit, x, y))
+    palette = colours([p.filter for p in placed])
+    parts += [_point(p, palette[p.filter], unit, x, y) for p in placed]
     for k, (name, colour) in enumerate(palette.items()):
         at = WIDTH - _RIGHT - 14 - 34 * (len(palette) - 1 - k)
         parts.append(f'<text x="{at}" y="{_TOP}" fill="{colour}" class="filter">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Point:
     exposure_id: str
-    source_id: Any
+    source_id: int | None
+    filter: str
     mjd: float
     flux: float
     flux_err: float
     upper_limit: float
+    seen: bool
+
+
+def _placed(row: Mapping[str, Any], factor: float) -> _Point:
+    source, name = row["source_id"], row["filter"]
+    return _Point(
+        exposure_id=str(row["exposure_id"]),
+        source_id=None if source is None or source != source else int(source),
+        filter="?" if name is None or name != name else str(name),
+        mjd=float(row["mjd"]),
+        flux=float(row["flux"]) * factor,
+        flux_err=float(row["flux_err"]) * factor,
+        upper_limit=float(row["upper_limit"]) * factor,
+        seen=abs(row["snr"]) >= _MEASURED,
+    )
 
 
 def _point(
-    row: _Point, seen: bool, colour: str, unit: str, x: Callable[[float], float], y: Callable[[float], float]
+    row: _Point, colour: str, unit: str, x: Callable[[float], float], y: Callable[[float], float]
 ) -> str:
     at = x(row.mjd)
-    source = row.source_id
-    link = (
-        f' data-source="{int(source)}" class="to-source"' if source is not None and source == source else ""
-    )
-    exposure = escape(str(row.exposure_id))
-    if seen:
+    link = "" if row.source_id is None else f' data-source="{row.source_id}" class="to-source"'
+    exposure = escape(row.exposure_id)
+    if row.seen:
         told = f"{exposure}: {row.flux:.3g} ± {row.flux_err:.2g} {unit}"
         high, low = y(row.flux + row.flux_err), y(row.flux - row.flux_err)
         shape = (

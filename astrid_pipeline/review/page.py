@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from functools import cache
 from pathlib import Path
@@ -14,17 +15,18 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from astrid_pipeline import __version__
-from astrid_pipeline.catalog import access, gold, labels, objects, queue
-from astrid_pipeline.catalog.matching import cross_match
-from astrid_pipeline.errors import AstridError
+from astrid_pipeline.catalog import access, gold, labels, queue
+from astrid_pipeline.catalog.dossier import dossier
+from astrid_pipeline.errors import AstridError, MissingProductError
 from astrid_pipeline.imaging.mask import names
 from astrid_pipeline.review import loop
 from astrid_pipeline.review.access import COOKIE, SESSION_SECONDS, Identity
-from astrid_pipeline.review.api import filter_from, seen_by, source_of
+from astrid_pipeline.review.api import filter_from, no_source, seen_by
 from astrid_pipeline.review.context import Context, Here, Reader, context_of
 from astrid_pipeline.review.light_curve import light_curve_svg
 from astrid_pipeline.review.problems import Problem
 from astrid_pipeline.review.schemas import Id, Paged
+from astrid_pipeline.review.stamps import sprite_png
 
 router = APIRouter(include_in_schema=False)
 #: Rows of the queue on the page at once; `more` loads as many again.
@@ -152,36 +154,56 @@ def rows(request: Request, me: Reader, here: Here) -> Response:
 @router.get("/review/panel/{source_id}")
 def panel(here: Here, me: Reader, source_id: Id) -> Response:
     """Return everything about one source, to be swapped into the page."""
+    return panel_page(here, me, source_id)
+
+
+def warm(here: Context) -> None:
+    """Do once what a panel and its stamps take: connections, templates, what is imported at first use.
+
+    Raises
+    ------
+    AstridError
+        If the catalogue or the store does not answer.
+    """
+    here.catalog.warm()
+    for name in _templates().list_templates():
+        _templates().get_template(name)
+    newest = queue.list_sources(here.catalog, queue.Filter(sort="id"), 1).rows
+    if newest:
+        panel_page(here, Identity("nobody", (), "warm"), int(newest[0]["id"]))
+        with contextlib.suppress(MissingProductError):
+            sprite_png(here.stamps.get(newest[0]))
+
+
+def panel_page(here: Context, me: Identity, source_id: int) -> HTMLResponse:
+    """Return the panel of a source as somebody may see it. Raises `Problem` 404."""
     return _render("panel.html", **panel_values(here, me, source_id))
 
 
 def panel_values(here: Context, me: Identity, source_id: int) -> dict[str, Any]:
     """Return what the panel shows."""
-    source = source_of(here, source_id)
+    known = dossier(here.catalog, source_id)
+    if known is None:
+        raise no_source(source_id)
+    source = known.source
     about, missing = None, None
     try:
         about = here.stamps.get(source).about
     except AstridError as error:
         missing = f"{error.what} ({error.remedy})"
-    history = labels.history(here.catalog, source["key"])
-    before = (
-        labels.object_history(here.catalog, source["object_id"], source["key"]) if source["object_id"] else []
-    )
     placed = source["ra"] is not None
-    found = cross_match(here.catalog, [source["ra"]], [source["dec"]]) if placed else None
-    curve = objects.light_curve(here.catalog, source["object_id"]) if source["object_id"] else None
     features = source["features"]
     return {
-        "s": seen_by(here, source, me.who, history),
+        "s": seen_by(here, source, me.who, known.history),
         "about": about,
         "missing": missing,
-        "history": history,
-        "before": before,
+        "history": known.history,
+        "before": known.before,
         "coordinates": sexagesimal(source["ra"], source["dec"]) if placed else None,
-        "matches": [] if found is None else found.to_dict(orient="records"),
-        "near": queue.neighbours(here.catalog, source),
-        "curve": "" if curve is None else light_curve_svg(curve, source["mjd"]),
-        "points": 0 if curve is None else len(curve),
+        "matches": known.matches,
+        "near": known.near,
+        "curve": light_curve_svg(known.points, source["mjd"]),
+        "points": len(known.points),
         "scores": [(title, features[name]) for name, title in _SCORES if features.get(name) is not None],
         "shares": [
             (n[2:], features[n])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,26 @@ Stretch = Literal["asinh", "linear", "zscale"]
 
 #: Nights whose tables are kept in memory; the pixels themselves are mapped, not read.
 _NIGHTS = 256
+#: Seconds for which a night's stamps are taken for the latest, without asking the store for its index.
+_FRESH = 2.0
 #: A stamp belongs to a source within this many pixels.
 _SAME_PX = 2.0
+
+
+#: One table of 256 colours for both scales: a byte a pixel is written and sent three times as fast as RGB, and steps of
+#: a hundredth of the scale drown in the noise. The scale around zero has an odd number, so that zero has one.
+_MASKED, _FIRST_GREY, _GREYS, _FIRST_COLOUR, _COLOURS = 0, 1, 128, 129, 127
+
+
+def _palette() -> bytes:
+    grey, colour = (
+        table[np.linspace(0, 255, n).round().astype(int)]
+        for table, n in zip(stretch.TABLES, (_GREYS, _COLOURS), strict=True)
+    )
+    return np.concatenate([[stretch.MASKED], grey, colour]).astype(np.uint8).tobytes()
+
+
+_PALETTE = _palette()
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,8 @@ class Stamp:
 @dataclass
 class _Night:
     token: str
-    table: pd.DataFrame
+    asked: float
+    about: dict[str, npt.NDArray[Any]]
     rows: dict[str, npt.NDArray[np.float64]]
     pixels: npt.NDArray[np.float16]
 
@@ -63,39 +83,52 @@ class StampStore:
         # Another survey's alert brings its own cut-outs, and says of which survey it is.
         own = "alert_stamps" if (source.get("features") or {}).get("survey") else "stamps"
         asset = "gold_standard" if source.get("injected") else own
-        night = self._night(asset, str(source["field"]), str(source["night"]))
-        mine = night.rows.get(str(source["exposure_id"]))
-        if mine is not None and len(mine):
-            away = np.hypot(mine[:, 0] - source["x"], mine[:, 1] - source["y"])
-            best = int(np.argmin(away))
-            if away[best] <= _SAME_PX:
-                row = int(mine[best, 2])
-                about = {str(k): v for k, v in night.table.iloc[row].to_dict().items()}
-                return Stamp(np.asarray(night.pixels[row], np.float32), about)
+        night = (str(source["field"]), str(source["night"]))
+        found = _find(self._night(asset, *night, fresh=False), source)
+        # What is not there may have been made a moment ago.
+        found = found or _find(self._night(asset, *night, fresh=True), source)
+        if found is not None:
+            return found
         raise MissingProductError(
             "the night's stamps hold none for this source",
             where=f"{source['field']}|{source['night']}",
             remedy=f"materialize {asset} for this partition",
         )
 
-    def _night(self, asset: str, field: str, night: str) -> _Night:
+    def _night(self, asset: str, field: str, night: str, *, fresh: bool) -> _Night:
         from astrid_pipeline.resources.frames import file_name
 
+        now = time.monotonic()
+        with self._lock:
+            kept = self._nights.get((asset, field, night))
+            if kept is not None and not fresh and now - kept.asked < _FRESH:
+                self._nights.move_to_end((asset, field, night))
+                return kept
         path = f"{asset}/{file_name(field)}/{file_name(night)}"
         index = read_folder_index(self._store, path)
         token = "" if index is None else str(index["files"].get("stamps.npy", {}).get("sha256"))
+        if kept is None or kept.token != token:
+            kept = _open(get_folder(self._store, path), token)
         with self._lock:
-            kept = self._nights.get((asset, field, night))
-            if kept is not None and kept.token == token:
-                self._nights.move_to_end((asset, field, night))
-                return kept
-        folder = get_folder(self._store, path)
-        made = _open(folder, token)
-        with self._lock:
-            self._nights[asset, field, night] = made
+            kept.asked = now
+            self._nights[asset, field, night] = kept
+            self._nights.move_to_end((asset, field, night))
             while len(self._nights) > _NIGHTS:
                 self._nights.popitem(last=False)
-        return made
+        return kept
+
+
+def _find(night: _Night, source: Mapping[str, Any]) -> Stamp | None:
+    mine = night.rows.get(str(source["exposure_id"]))
+    if mine is None or not len(mine):
+        return None
+    away = np.hypot(mine[:, 0] - source["x"], mine[:, 1] - source["y"])
+    best = int(np.argmin(away))
+    if away[best] > _SAME_PX:
+        return None
+    row = int(mine[best, 2])
+    about = {name: values[row].item() for name, values in night.about.items()}
+    return Stamp(np.asarray(night.pixels[row], np.float32), about)
 
 
 def _open(folder: Path, token: str) -> _Night:
@@ -104,7 +137,8 @@ def _open(folder: Path, token: str) -> _Night:
         str(exposure): mine[["x", "y", "row"]].to_numpy(float)
         for exposure, mine in table.groupby("exposure_id")
     }
-    return _Night(token, table, rows, np.load(folder / "stamps.npy", mmap_mode="r", allow_pickle=False))
+    about = {str(name): table[name].to_numpy() for name in table.columns if name != "exposure_id"}
+    return _Night(token, 0.0, about, rows, np.load(folder / "stamps.npy", mmap_mode="r", allow_pickle=False))
 
 
 def sprite_png(stamp: Stamp, how: Stretch = "asinh") -> bytes:
@@ -122,22 +156,27 @@ def sprite_png(stamp: Stamp, how: Stretch = "asinh") -> bytes:
     science, reference, change, score = stamp.planes
     both = np.concatenate([plane[np.isfinite(plane)] for plane in (science, reference)])
     top = float(both.max()) if both.size else 1.0
+    low, high = (-2.0, 10.0) if how == "linear" else _percentiles(both) if how == "zscale" else (0.0, 1.0)
     tiles = []
     for plane in (science, reference):
         clean = np.nan_to_num(plane)
-        if how == "asinh":
-            tiles.append(stretch.grey(clean, 0.0, 1.0, top))
-        else:
-            low, high = (-2.0, 10.0) if how == "linear" else _percentiles(both)
-            value = np.clip((clean - low) / (high - low), 0, 1)
-            tiles.append(stretch.TABLES[0][(value * 255).astype(np.uint8)])
+        share = (
+            stretch.grey_share(clean, 0.0, 1.0, top)
+            if how == "asinh"
+            else np.clip((clean - low) / (high - low), 0, 1)
+        )
+        tiles.append(_FIRST_GREY + share * (_GREYS - 0.5))
     limit = {"asinh": stretch.SCORE_LIMIT, "linear": 20.0, "zscale": 4.0}[how]
-    tiles += [stretch.diverging(plane, limit) for plane in (change, score)]
+    for plane in (change, score):
+        share = stretch.diverging_share(plane, limit)
+        tiles.append(_FIRST_COLOUR + (share + 1) / 2 * (_COLOURS - 1) + 0.5)
     for plane, tile in zip(stamp.planes, tiles, strict=True):
-        tile[~np.isfinite(plane)] = stretch.MASKED
+        tile[~np.isfinite(plane)] = _MASKED
+    image = Image.fromarray(np.concatenate(tiles, axis=1).astype(np.uint8))
+    image.putpalette(_PALETTE)
     buffer = io.BytesIO()
     # Level 1 is twice as fast as 4 and hardly larger: the pixels are noise.
-    Image.fromarray(np.concatenate(tiles, axis=1)).save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import text
 
 from astrid_pipeline.catalog import access
-from astrid_pipeline.review import collect as collecting
 from astrid_pipeline.review.api import RESPONSES
 from astrid_pipeline.review.context import Context, Here, Labeller, Reader, tidy
 from astrid_pipeline.review.problems import Problem
@@ -35,6 +34,9 @@ class Collect(BaseModel):
 @router.post("/collect", status_code=201)
 def collect(here: Here, me: Labeller, wanted: Collect) -> dict[str, Any]:
     """Collect labelled detections into a dataset; 422 with the reasons where it is not fit to learn from."""
+    # Here, as below: it brings torch along, and a server that is started anew in the night has to be back at once.
+    from astrid_pipeline.review import collect as collecting
+
     end = wanted.end or dt.datetime.now(dt.UTC).date()
     start = wanted.start or end - dt.timedelta(days=min(180, end.toordinal() - 1))
     asked = collecting.Collection(
@@ -78,6 +80,8 @@ def dataset(here: Here, me: Reader, dataset_id: Id) -> dict[str, Any]:
 @router.post("/{dataset_id}/log", status_code=201)
 def log(here: Here, me: Labeller, dataset_id: Id) -> dict[str, Any]:
     """Log a dataset to MLflow, once more: where MLflow did not answer when it was collected."""
+    from astrid_pipeline.review import collect as collecting
+
     name = str(_dataset(here, dataset_id)["name"])
     run = collecting.log_again(here.store, dataset_id, name)
     access.audit(here.catalog, me.who, "log dataset", {"name": name, "mlflow_run_id": run})

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from sqlalchemy import create_engine
 
 from astrid_pipeline.archives.base import Field
 from astrid_pipeline.catalog import Catalog
@@ -84,6 +85,13 @@ class Scene:
             )
         points = measure_night({exposure: difference}, objects_of_field(self.catalog, FIELD))
         replace_points(self.catalog, FIELD, night, points)
+
+
+class Away(Catalog):
+    """A catalogue whose server is not there."""
+
+    def __init__(self) -> None:
+        self.engine = self._asking = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from PIL import Image
 
 from astrid_pipeline.catalog import access, gold
 from astrid_pipeline.errors import ConfigError, ServiceError
+from astrid_pipeline.review import access as gate
+from astrid_pipeline.review import app as application
 from astrid_pipeline.review.access import Buckets
 from astrid_pipeline.review.app import create_app
-from astrid_pipeline_tests.review.conftest import FIELD, NIGHT, Scene
+from astrid_pipeline_tests.review.conftest import FIELD, NIGHT, Away, Scene
 
 pytestmark = pytest.mark.postgres
 V1 = "/api/v1"
@@ -158,17 +161,10 @@ def test_health_really_asks(client, scene):
 
 def test_health_sees_what_breaks(scene, tmp_path):
     """A store that cannot be written, a database that is away, a full disk; Dagster's answer is in `test_ingest`."""
-    from astrid_pipeline.catalog import Catalog
     from astrid_pipeline.resources.store import LocalStore
     from astrid_pipeline.services import checkup
 
     (tmp_path / "file").write_text("no folder")
-
-    class Away(Catalog):
-        def __init__(self) -> None:
-            from sqlalchemy import create_engine
-
-            self.engine = self._asking = create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/none")
 
     app = create_app(scene.settings, scene.catalog, LocalStore(tmp_path / "file" / "store"))
     parts = TestClient(app).get("/health").json()["parts"]
@@ -218,13 +214,15 @@ def test_requests_of_other_sites_are_refused(client):
     )
 
 
-def test_keys_people_and_scopes(scene: Scene):
+def test_keys_people_and_scopes(scene: Scene, monkeypatch):
     """In this order: the first key ends single-user mode."""
     catalog = scene.catalog
     client = TestClient(create_app(scene.settings, catalog, scene.store), follow_redirects=False)
     assert "single-user mode" in client.get("/review").text
     reader = access.create_key(catalog, "robot", ["read"])
     writer = access.create_key(catalog, "writer", ["read", "label"])
+    now = [0.0]
+    monkeypatch.setattr(application, "Gate", partial(gate.Gate, clock=lambda: now[0]))
     client = TestClient(create_app(scene.settings, catalog, scene.store), follow_redirects=False)
     try:
         assert client.get(f"{V1}/detections").status_code == 401
@@ -243,6 +241,11 @@ def test_keys_people_and_scopes(scene: Scene):
         stored = next(key for key in access.keys(catalog) if key["name"] == "robot")
         assert reader.split("_", 2)[2] not in str(stored)
         access.revoke_key(catalog, stored["prefix"])
+        now[0] = gate.KEPT - 0.1
+        assert client.get(f"{V1}/detections", headers=with_key).status_code == 200, "looked up a moment ago"
+        assert client.post(path, json=data, headers=with_key).status_code == 403, "with its scopes only"
+        now[0] = gate.KEPT
+        assert client.get(f"{V1}/detections", headers=with_key).status_code == 401
         assert client.get(f"{V1}/detections", headers=with_key).status_code == 401
 
         access.set_person(catalog, "ada", "correct horse battery", ["read", "label"])
@@ -254,6 +257,9 @@ def test_keys_people_and_scopes(scene: Scene):
         assert "samesite=strict" in signed.headers["set-cookie"].lower()
         assert client.post(path, json={**data, "token": str(uuid.uuid4())}).json()["who"] == "ada"
         assert "single-user" not in client.get("/review").text
+        access.disable_person(catalog, "ada")
+        now[0] += gate.KEPT
+        assert client.get(f"{V1}/detections").status_code == 401, "a session ends with the person's leave"
         tries = [client.post("/sign-in", data=form).status_code for _ in range(8)]
         assert tries[-1] == 429
         with pytest.raises(ConfigError, match="not scopes"):
@@ -290,8 +296,6 @@ def test_what_was_put_in_is_told_after_the_label_only(client, scene):
 
 
 def test_a_client_that_asks_too_often_waits(scene, monkeypatch):
-    from astrid_pipeline.review import access as gate
-
     monkeypatch.setattr(gate, "BURST", 3.0)
     monkeypatch.setattr(gate, "RATE", 0.5)
     client = TestClient(create_app(scene.settings, scene.catalog, scene.store))
