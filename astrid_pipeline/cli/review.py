@@ -68,11 +68,14 @@ def match(
 
     - `astrid review match known_supernovae.csv --kind transient`
     """
+    from astrid_pipeline.catalog import access
     from astrid_pipeline.catalog.matching import add_catalogue
     from astrid_pipeline.resources.catalogue import open_catalogue
 
-    count = add_catalogue(open_catalogue(), name or path.stem, kind, path)
-    out.print(f"{name or path.stem}: {count} entries", soft_wrap=True)
+    catalog, name = open_catalogue(), name or path.stem
+    count = add_catalogue(catalog, name, kind, path)
+    access.audit(catalog, user_name(), "keep catalogue", {"name": name, "kind": kind, "entries": count})
+    out.print(f"{name}: {count} entries", soft_wrap=True)
 
 
 @app.command("export")
@@ -96,10 +99,14 @@ def export(
 
     - `astrid review export tns.json --reporter "A. Observer"`
     """
+    from astrid_pipeline.catalog import access
     from astrid_pipeline.catalog import export as exports
     from astrid_pipeline.resources.catalogue import open_catalogue
 
-    count = exports.write(open_catalogue(), path, what, reporter=reporter)
+    catalog = open_catalogue()
+    count = exports.write(catalog, path, what, reporter=reporter)
+    # The file's name, not where it lies: the trail is read by others.
+    access.audit(catalog, user_name(), "export", {"what": what, "file": path.name, "rows": count})
     out.print(f"{count} rows in {path}", soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ import uuid
 import pandas as pd
 import pytest
 from astropy.table import Table
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from astrid_pipeline.catalog import access, export, labels, queue
@@ -96,3 +97,11 @@ def test_the_commands(scene, labelled, tmp_path, monkeypatch):
     assert kept.output == "stars: 2 entries\n"
     written = run(review_commands.app, ["export", str(tmp_path / "l.csv")])
     assert written.output.startswith("3 rows")
+    with scene.catalog.reading("look") as connection:
+        trail = connection.execute(text("SELECT who, action, what FROM audit_log ORDER BY id")).all()[-2:]
+    assert [tuple(entry) for entry in trail] == [
+        (review_commands.user_name(), "keep catalogue", {"name": "stars", "kind": "star", "entries": 2}),
+        (review_commands.user_name(), "export", {"what": "labels", "file": "l.csv", "rows": 3}),
+    ]
+    refused = run(review_commands.app, ["export", str(tmp_path / "l.doc")])
+    assert isinstance(refused.exception, ConfigError)
