@@ -252,6 +252,7 @@ def evaluation(
     """
     from astrid_pipeline.learning import load_model
     from astrid_pipeline.learning.retrain import compare
+    from astrid_pipeline.report.evaluation import recall_png, write_evaluation
 
     test = _splits(training_dataset, products, ("test",))["test"]
     verdict = compare(
@@ -270,6 +271,8 @@ def evaluation(
         table = verdict.challenger.table()
         table.to_csv(folder / "challenger.csv", index=False)
         verdict.champion.table().to_csv(folder / "champion.csv", index=False)
+        both = {"the challenger": verdict.challenger, "the champion": verdict.champion}
+        attempt.log_file(write_evaluation(both, folder / "evaluation.html"))
         if verdict.promoted:
             version = tracking.find(DETECTOR, CHALLENGER)
             assert version is not None
@@ -292,5 +295,7 @@ def evaluation(
                 "truths": verdict.challenger.truths,
                 "splits": ", ".join(SPLITS),
                 "table": preview(table, shown),
+                "report": f"evaluation.html, with this asset's files and in MLflow run {attempt.run_id}",
+                "picture": picture(recall_png(both), "share found, by true S/N"),
             },
         )

@@ -37,6 +37,9 @@ class InjectionConfig(dg.Config):
 
     exposures_per_filter: int = Field(default=1, ge=0, description="exposures a filter that get injections")
     per_megapixel: float = Field(default=60.0, gt=0, description="injections a megapixel, S/N 3 to 50")
+    others_per_megapixel: float = Field(
+        default=30.0, ge=0, description="variable stars, faded sources and moving objects a megapixel"
+    )
     seed: int = Field(default=0, description="with the exposure's name it fixes every injection")
 
 
@@ -97,6 +100,7 @@ def injected_night(
             folder,
             per_filter=config.exposures_per_filter,
             per_megapixel=config.per_megapixel,
+            others_per_megapixel=config.others_per_megapixel,
             seed=config.seed,
             device=detector.device,
             progress=context.log.info,

@@ -57,8 +57,16 @@ def meta_of(frames: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return stored(key) if callable(stored) else frames[key].meta
 
 
-def difference_one(science: Frame, reference: Frame, method: str = "zogy") -> tuple[Difference, Frame]:
+def difference_one(
+    science: Frame,
+    reference: Frame,
+    method: str = "zogy",
+    *,
+    change: Callable[[Frame], Frame] | None = None,
+) -> tuple[Difference, Frame]:
     """Align the reference to the science frame and subtract; return the difference and the aligned reference.
+
+    `change` is done to the reference in between: light put into it is what has faded since.
 
     Raises
     ------
@@ -69,6 +77,7 @@ def difference_one(science: Frame, reference: Frame, method: str = "zogy") -> tu
 
     started = time.perf_counter()
     aligned = align(reference, to=science)
+    aligned = aligned if change is None else change(aligned)
     middle = time.perf_counter()
     difference = subtract(science, aligned, method=method)
     if not np.isfinite(difference.score).all():

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.night.injected_changes import plan_changes, science_part, with_faded
 from astrid_pipeline.tables import Column, TableSchema
 
 #: Signal-to-noise of injections, log-uniform: from lost in the noise to certain.
@@ -43,6 +44,9 @@ INJECTIONS = TableSchema(
         Column("flux", "float64", "true flux, units of the science frame"),
         Column("snr", "float64", "true flux over the PSF-flux error of the untouched difference there"),
         Column("on_galaxy", "bool", "whether it was put next to a source of the reference"),
+        Column("kind", "string", "point, variable, fading or moving"),
+        Column("length", "float64", "length of a moving object's trail", "px"),
+        Column("angle", "float64", "its direction, from the x axis towards y", "rad"),
         Column("found", "bool", "whether a candidate lies there"),
         Column("detected", "bool", "whether a detection lies there"),
         Column("score", "float64", "the detection's score, null where there is none"),
@@ -110,7 +114,7 @@ def plan_injections(
         chosen.append((x, y, near))
         places -= near
     snr = np.exp(rng.uniform(np.log(SNR_RANGE[0]), np.log(SNR_RANGE[1]), len(chosen)))
-    table = pd.DataFrame(chosen, columns=["x", "y", "on_galaxy"])
+    table = pd.DataFrame(chosen, columns=["x", "y", "on_galaxy"]).assign(kind="point", length=0.0, angle=0.0)
     error = (
         difference.flux_err[table.y.round().astype(int), table.x.round().astype(int)]
         if len(table)
@@ -143,6 +147,7 @@ def inject_exposure(
     *,
     threshold: float = 5.0,
     per_megapixel: float = 40.0,
+    others_per_megapixel: float = 20.0,
     method: str = "zogy",
     device: str | None = None,
 ) -> Injected:
@@ -158,6 +163,8 @@ def inject_exposure(
         What `learning.load_model` returned.
     threshold:
         |S/N| from which something is a candidate, and from which a detection is told.
+    per_megapixel, others_per_megapixel:
+        New points; and variable stars, faded sources and moving objects (`injected_changes`).
 
     Returns
     -------
@@ -167,8 +174,16 @@ def inject_exposure(
     from astrid_pipeline.imaging import find_candidates, inject
     from astrid_pipeline.night.differences import detect_one, difference_one
 
-    plan = plan_injections(difference, rng, per_megapixel)
-    injected, _ = difference_one(inject(science, plan, rng), reference, method)
+    points = plan_injections(difference, rng, per_megapixel)
+    others = plan_changes(difference, rng, points, others_per_megapixel, SNR_RANGE)
+    plan = pd.concat([points, others], ignore_index=True) if len(others) else points
+    ratio = float(difference.meta.get("flux_ratio") or 1.0)
+    injected, _ = difference_one(
+        inject(science, science_part(plan), rng),
+        reference,
+        method,
+        change=lambda aligned: with_faded(aligned, plan, ratio, rng),
+    )
     candidates = find_candidates(injected, threshold=threshold)
     detections = detect_one(injected, candidates, model, device, threshold)
     return Injected(injected, judge(plan, injected, candidates, detections), candidates, detections)
@@ -183,22 +198,34 @@ def judge(
     if difference.wcs is not None and len(plan):
         sky = difference.wcs.pixel_to_world_values(plan.x, plan.y)
         truth = truth.assign(ra=sky[0], dec=sky[1])
-    positive = candidates[candidates.sign > 0].reset_index(drop=True)
-    by_candidate, distance = match(truth, positive, radius)
-    by_detection, _ = match(truth, detections.reset_index(drop=True), radius)
+    by_candidate, distance = _match_signs(truth, candidates, radius)
+    by_detection, _ = _match_signs(truth, detections, radius)
     hit = by_candidate >= 0
     truth["found"] = hit
     truth["detected"] = by_detection >= 0
     truth["offset"] = np.where(hit, distance, np.nan)
     for column, source, index in (
-        ("measured_flux", positive["flux"], by_candidate),
-        ("measured_flux_err", positive["flux_err"], by_candidate),
+        ("measured_flux", candidates["flux"], by_candidate),
+        ("measured_flux_err", candidates["flux_err"], by_candidate),
         ("score", detections["score"], by_detection),
     ):
         values = np.full(len(truth), np.nan)
         values[index >= 0] = source.to_numpy(float)[index[index >= 0]]
         truth[column] = values
     return INJECTIONS.conform(truth)
+
+
+def _match_signs(truth: pd.DataFrame, finds: pd.DataFrame, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return as `match` the row numbers of finds and their distances; what faded is found where light is missing."""
+    which, away = np.full(len(truth), -1), np.full(len(truth), np.inf)
+    for sign in (1, -1):
+        mine = np.flatnonzero(np.sign(truth["flux"].to_numpy(float)) == sign)
+        theirs = np.flatnonzero(finds["sign"].to_numpy(int) == sign)
+        index, distance = match(truth.iloc[mine], finds.iloc[theirs], radius)
+        hit = index >= 0
+        which[mine[hit]] = theirs[index[hit]]
+        away[mine] = distance
+    return which, away
 
 
 def match(truth: pd.DataFrame, finds: pd.DataFrame, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -227,10 +254,16 @@ def match(truth: pd.DataFrame, finds: pd.DataFrame, radius: float) -> tuple[np.n
     return index, distance
 
 
+def _points(truth: pd.DataFrame) -> pd.DataFrame:
+    """Return the new points of a truth table: what completeness and photometry are judged by."""
+    return truth[truth["kind"] == "point"] if "kind" in truth else truth
+
+
 def completeness(truth: pd.DataFrame, column: str = "detected") -> list[dict[str, Any]]:
-    """Return per bin of S/N how many were put in and found, with the 68 % Wilson interval of the share."""
+    """Return per bin of S/N how many points were put in and found, with the 68 % Wilson interval of the share."""
     from astropy.stats import binom_conf_interval
 
+    truth = _points(truth)
     rows: list[dict[str, Any]] = []
     for low, high in pairwise(SNR_BINS):
         inside = truth[(truth.snr >= low) & (truth.snr < high)]
@@ -254,6 +287,7 @@ def flux_statistics(truth: pd.DataFrame, min_snr: float = 10.0) -> Mapping[str, 
 
     The width is half the distance between the 16th and 84th percentile of (measured − true) / error.
     """
+    truth = _points(truth)
     found = truth[truth.found & (truth.snr >= min_snr)]
     if len(found) < 3:  # the spread of two numbers says nothing
         return {"flux_bias": float("nan"), "pull_width": float("nan")}

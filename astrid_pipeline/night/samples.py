@@ -52,6 +52,7 @@ def inject_night(
     *,
     per_filter: int = 1,
     per_megapixel: float = 60.0,
+    others_per_megapixel: float = 30.0,
     threshold: float = 5.0,
     seed: int = 0,
     device: str | None = None,
@@ -70,7 +71,9 @@ def inject_night(
     folder:
         Gets the set of labelled images (`learning.ShardSet` opens it); stays empty where nothing was injected.
     per_filter, per_megapixel:
-        Exposures a filter, injections a megapixel.
+        Exposures a filter, new points a megapixel.
+    others_per_megapixel:
+        Variable stars, faded sources and moving objects a megapixel.
     seed:
         With the exposure's name it makes every injection the same when the night is made again.
     """
@@ -92,6 +95,7 @@ def inject_night(
             model,
             threshold=threshold,
             per_megapixel=per_megapixel,
+            others_per_megapixel=others_per_megapixel,
             device=device,
         )
 
@@ -120,7 +124,9 @@ def inject_night(
 
 def labels(injected: Injected, detections: pd.DataFrame, exposure_id: str) -> pd.DataFrame:
     """Return what is in an injected difference: the injections, and what was detected before them as unsure."""
-    truth = injected.truth[["x", "y", "flux", "snr"]].assign(kind="point", **{"class": "injected"})
+    truth = injected.truth[["x", "y", "flux", "snr", "length", "angle"]].assign(
+        kind=injected.truth["kind"].replace("fading", "point"), **{"class": injected.truth["kind"]}
+    )
     before = detections[detections.exposure_id == exposure_id][["x", "y", "flux"]]
     unsure = before.assign(snr=UNSURE_SNR, kind="point", **{"class": "found before"})
     return pd.concat([truth, unsure], ignore_index=True) if len(unsure) else truth.reset_index(drop=True)
