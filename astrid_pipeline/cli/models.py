@@ -149,7 +149,7 @@ def evaluate(
 
     - `astrid evaluate` measures the packaged model on 20 new skies
 
-    - `astrid evaluate --images 420 --spoiled 460 --report evaluation.html` takes half an hour and leaves little to chance
+    - `astrid evaluate --images 420 --spoiled 460 --report all.html` takes half an hour and leaves little to chance
 
     - `astrid evaluate --model astrid-model/detector.safetensors --images 100 --json`
 
@@ -169,7 +169,8 @@ def evaluate(
 
         def simulate(name: str, count: int, side: int) -> Path:
             build_shards(
-                base / name, count, seed, (side, side), workers, lambda done, total: tell(f"data: {name}", done, total, {}),
+                base / name, count, seed, (side, side), workers,
+                lambda done, total: tell(f"data: {name}", done, total, {}),
                 split=f"evaluate-{name}", changes=SURVEY_CHANGES, spoiled=name == "spoiled",
             )  # fmt: skip
             return base / name

@@ -49,7 +49,7 @@ def _worst_artefact(evaluation: Evaluation) -> Value:
     table = evaluation.artefacts
     if not len(table):
         return Value(float("nan"))
-    worst = table.loc[table["rejected"].idxmin()]
+    worst = table.iloc[int(table["rejected"].to_numpy(float).argmin())]
     return Value(float(worst["rejected"]), float(worst["low"]), float(worst["high"]))
 
 

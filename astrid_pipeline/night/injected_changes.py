@@ -74,7 +74,7 @@ def plan_changes(
     for kind, share in SHARES.items():
         expected = per_megapixel * share * bad.size / 1e6
         number = int(expected + rng.random())
-        pool = rng.permutation(len(stars))[: math.ceil(STAR_SHARE * len(stars))] if kind == "variable" else []
+        pool = rng.permutation(len(stars))[: math.ceil(STAR_SHARE * len(stars))]
         for attempt in range(60 * number):
             if number == 0:
                 break

@@ -167,7 +167,7 @@ def _calibration(axes: Axes, e: Evaluation) -> None:
         ylabel="share that is real",
         title=f"calibration: error {e.ece:.3f} (numbers: detections)",
     )
-    axes.title.set_size(9)
+    axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)
 
 
@@ -185,7 +185,7 @@ def _by_snr(axes: Axes, strata: Mapping[str, Evaluation]) -> None:
     axes.set(
         xlabel="true S/N", ylabel="share found, at the threshold", ylim=(-0.03, 1.03), title="recall by S/N"
     )
-    axes.title.set_size(9)
+    axes.title.set_fontsize(9)
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
 
