@@ -109,6 +109,12 @@ class StoreError(AstridError):
     permanent = False
 
 
+class DamagedError(StoreError):
+    """An object in the store is not what was written: made again it is good, read again it is not."""
+
+    permanent = True
+
+
 class ServiceError(AstridError):
     """A service (database, tracking server, archive) did not answer or refused."""
 

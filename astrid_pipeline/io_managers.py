@@ -28,13 +28,12 @@ from astrid_pipeline.resources.frames import (
     IndexEntry,
     JoinedFrames,
     StoredFrames,
-    damaged,
     file_name,
     plain_meta,
     read_index,
     write_product,
 )
-from astrid_pipeline.resources.store import Store, StoreResource, scratch_folder
+from astrid_pipeline.resources.store import Store, StoreResource, damaged, scratch_folder
 from astrid_pipeline.tables import TableSchema
 
 #: Asset metadata: the `TableSchema` that the table satisfies.

@@ -10,11 +10,11 @@ import pandas as pd
 
 from astrid_pipeline.archives.base import OBSERVATIONS, Archive, ExposureRecord, Field, safe_name
 from astrid_pipeline.archives.fits_reader import read_exposure
-from astrid_pipeline.errors import CalibrationError, ServiceError
+from astrid_pipeline.errors import CalibrationError, DamagedError, ServiceError, StoreError
 from astrid_pipeline.imaging.calibrate import MasterCalibration, build_masters
 from astrid_pipeline.imaging.raw import RawExposure
 from astrid_pipeline.night.outcome import Outcome, for_each
-from astrid_pipeline.resources.store import Store
+from astrid_pipeline.resources.store import Store, damaged, sha256_of
 
 Progress = Callable[[str], Any] | None
 
@@ -88,7 +88,8 @@ def fetch(
     # An archive behind a network brings several files at a time; what fails there is told for its exposure below.
     if (prefetch := getattr(archive, "prefetch", None)) is not None:
         prefetch([record for record in by_id.values() if not store.exists(raw_key(record))])
-    outcome = for_each(by_id, one, stage="observations", progress=progress)
+    # What one file's server does not give, others' may; the store is one for all.
+    outcome = for_each(by_id, one, stage="observations", progress=progress, tolerate=(ServiceError,))
     waiting = [problem for problem in outcome.problems if not problem.permanent]
     if insist and waiting:
         raise ServiceError(
@@ -124,13 +125,27 @@ def read_raw(store: Store, row: pd.Series) -> RawExposure:
     ------
     MissingProductError
         If the store has lost the file.
+    StoreError
+        If the file is damaged; it is taken away, and comes again with the night's observations.
     ReadError, HeaderError, PixelError
         As `read_exposure`.
     """
     import dataclasses
 
-    with store.open_local(str(row.path)) as path:
-        raw = read_exposure(path)
+    key = str(row.path)
+    try:
+        with store.open_local(key) as path:
+            if pd.notna(row.sha256) and sha256_of(path) != row.sha256:
+                raise damaged(store.location(key), "these are not the bytes that the archive gave")
+            raw = read_exposure(path)
+    except DamagedError as error:
+        # Out of the way, so that it is fetched again with the night's observations.
+        store.delete([key])
+        raise StoreError(
+            f"{error.what}: the damaged file was taken away",
+            where=error.where,
+            remedy="run the night again: the file is then fetched from its archive anew",
+        ) from error
     # By the archive's names, filter and instrument too: it is they that references are planned by.
     names = ("exposure_id", "field", "night", "filter", "instrument")
     known = {name: row[name] for name in names if pd.notna(row[name])}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -11,11 +13,14 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from astrid_pipeline.errors import AstridError
+from astrid_pipeline.errors import AstridError, ServiceError, StoreError
 from astrid_pipeline.logs import about
 from astrid_pipeline.tables import Column, TableSchema
 
 log = logging.getLogger(__name__)
+
+#: What the operating system says where no exposure is at fault: disk full or broken, too many files open.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -84,11 +89,15 @@ def for_each(
     stage: str,
     progress: Callable[[str], Any] | None = None,
     into: MutableMapping[str, T] | None = None,
+    tolerate: tuple[type[AstridError], ...] = (),
 ) -> Outcome[T]:
     """Return `function(item)` for every (exposure_id, item); an item that fails becomes a `Problem`.
 
     Errors that AstrID foresees are told in one line. Any other exception is a defect: it is logged with its
     traceback, and the other exposures are still treated, since a night cannot be had again.
+
+    Trouble that is not an exposure's and passes (the store or the database does not answer, the disk is full) is
+    raised: the night would else be kept as made, without the exposures that it met.
 
     Parameters
     ----------
@@ -100,6 +109,13 @@ def for_each(
         Called with a line after each exposure.
     into:
         Where products go, such as a spool on disk, so that one exposure at a time is held; default a dict.
+    tolerate:
+        Kinds of passing trouble that cost the exposure alone.
+
+    Raises
+    ------
+    StoreError, ServiceError
+        As said above.
     """
     outcome: Outcome[T] = Outcome(products={} if into is None else into)
     pairs = list(items.items()) if isinstance(items, Mapping) else list(items)
@@ -112,9 +128,18 @@ def for_each(
                 outcome.metas[exposure_id] = dict(getattr(product, "meta", {}))
                 del product
             except AstridError as error:
+                passing = isinstance(error, StoreError | ServiceError) and not error.permanent
+                if passing and not isinstance(error, tolerate):
+                    raise
                 outcome.problems.append(Problem.of(exposure_id, stage, error))
                 log.warning("%s: %s: %s", stage, exposure_id, error)
-            except Exception as error:  # noqa: BLE001  named above: kept as a problem, with its traceback in the log
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+                    raise ServiceError(
+                        f"this machine cannot go on: {error.strerror}",
+                        where=error.filename or socket.gethostname(),
+                        remedy="make room on its disk, or allow it more open files; then run this again",
+                    ) from error
                 outcome.problems.append(Problem.of(exposure_id, stage, error))
                 log.error("%s: %s: unforeseen error\n%s", stage, exposure_id, traceback.format_exc())
             outcome.seconds[exposure_id] = time.perf_counter() - started

@@ -15,8 +15,8 @@ import dagster as dg
 
 from astrid_pipeline.errors import MissingProductError
 from astrid_pipeline.io_managers import _PartitionedIOManager
-from astrid_pipeline.resources.frames import INDEX, damaged
-from astrid_pipeline.resources.store import LocalStore, Store, sha256_of
+from astrid_pipeline.resources.frames import INDEX
+from astrid_pipeline.resources.store import LocalStore, Store, damaged, sha256_of
 from astrid_pipeline.settings import get_settings
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from astrid_pipeline.errors import MissingProductError, StoreError
-from astrid_pipeline.resources.store import LocalStore, Store, sha256_of
+from astrid_pipeline.errors import MissingProductError
+from astrid_pipeline.resources.store import LocalStore, Store, damaged, sha256_of
 
 INDEX = "index.json"
 
@@ -53,7 +53,7 @@ class Index:
 
     @classmethod
     def load(cls, data: bytes, where: str) -> Index:
-        """Return the index from JSON. Raises `StoreError` where it is damaged."""
+        """Return the index from JSON. Raises `DamagedError` where it is."""
         try:
             raw = json.loads(data)
             return cls(
@@ -61,13 +61,6 @@ class Index:
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise damaged(where, "its index cannot be read") from error
-
-
-def damaged(where: str, how: str) -> StoreError:
-    """Return the error for an object that is not what was written."""
-    error = StoreError(how, where=where, remedy="materialize the asset again for this partition")
-    error.permanent = True
-    return error
 
 
 def kind_of(value: object) -> str:

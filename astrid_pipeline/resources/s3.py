@@ -16,7 +16,7 @@ from typing import Any
 from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
-from astrid_pipeline.errors import MissingProductError, StoreError
+from astrid_pipeline.errors import DamagedError, MissingProductError, StoreError
 from astrid_pipeline.resources.store import StoredObject, _missing, check_key, sha256_of
 
 #: Larger objects go up in parts of this size. R2 and Amazon take 5 GiB in one PUT; parts keep a retry cheap.
@@ -346,8 +346,8 @@ def _md5(data: bytes = b"") -> Any:
     return hashlib.md5(data, usedforsecurity=False)
 
 
-def _damaged(key: str, where: str) -> StoreError:
-    return StoreError(
+def _damaged(key: str, where: str) -> DamagedError:
+    return DamagedError(
         "the object is not what was written: its bytes have another digest than it carries",
         where=f"{where}/{key}",
         remedy="materialize the asset that makes it again, and look after the server's disks",

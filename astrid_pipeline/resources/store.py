@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 from dagster import ConfigurableResource
 from pydantic import Field, PrivateAttr
 
-from astrid_pipeline.errors import MissingProductError, StoreError
+from astrid_pipeline.errors import DamagedError, MissingProductError, StoreError
 from astrid_pipeline.settings import Settings, get_settings
 
 _SAFE_PART = re.compile(r"[A-Za-z0-9._=+@,~%-]+")
@@ -116,6 +116,11 @@ def _missing(key: str, url: str) -> MissingProductError:
         where=f"{url}/{key}",
         remedy="materialize the asset that makes it, then run this again",
     )
+
+
+def damaged(where: str, how: str) -> DamagedError:
+    """Return the error for an object that is not what was written."""
+    return DamagedError(how, where=where, remedy="materialize the asset again for this partition")
 
 
 class LocalStore:

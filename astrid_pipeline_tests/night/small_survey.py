@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,19 @@ def night_of(number: int) -> str:
     return (FIRST + dt.timedelta(days=number)).isoformat()
 
 
-def write_field(folder: Path, name: str, nights: int, *, size: int = 256, ra: float = 150.0) -> None:
-    """Write a field's frames, one a night and three in the first: the same stars, noise of its own in each."""
+def write_field(
+    folder: Path,
+    name: str,
+    nights: int,
+    *,
+    size: int = 256,
+    ra: float = 150.0,
+    frames: Mapping[int, int] | None = None,
+) -> None:
+    """Write a field's frames, one a night and three in the first: the same stars, noise of its own in each.
+
+    `frames` says how many another night has, up to 60.
+    """
     from astrid_pipeline.simulation.pairs import simulate_pair
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,12 +45,12 @@ def write_field(folder: Path, name: str, nights: int, *, size: int = 256, ra: fl
     pair = simulate_pair(rng, (size, size), psf="none")
     noise = float(np.sqrt(np.median(pair.reference.variance)))
     for number in range(nights):
-        for k in range(FOUNDERS if number == 0 else 1):
+        for k in range((frames or {}).get(number, FOUNDERS if number == 0 else 1)):
             data = pair.reference.data + rng.normal(0, noise, (size, size))
             write_light(
                 folder / f"{name}-{number:04d}-{k}.fits",
                 data,
-                f"{night_of(number)}T03:0{k}:00",
+                f"{night_of(number)}T03:{k:02d}:00",
                 wcs,
                 OBJECT=name,
             )
