@@ -120,14 +120,22 @@ class WatchedResult:
         return self._error is not None
 
     def _look(self, now: float) -> None:
-        """Ask the worker that has the step for a sign of life, now and then."""
+        """Ask the worker that has the step, now and then, whether it still has it: one started anew has not."""
         if now - self._asked < ASK_SECONDS:
             return
         self._asked = now
         worker = self._worker()
-        if worker is None or self._result.app.control.inspect([worker], timeout=2.0).ping():
+        if worker is None:
             self._heard = now
-        elif now - self._heard > GONE_SECONDS and not self._result.ready():
+            return
+        answers = self._result.app.control.inspect([worker], timeout=2.0).query_task(self._result.id)
+        if answers and self._result.id in answers.get(worker, {}):
+            self._heard = now
+            return
+        # A worker that does not answer may be busy for a moment. One that answers without the step has just ended it,
+        # which shows at the next look, or was killed and started again.
+        limit = ASK_SECONDS if answers else GONE_SECONDS
+        if now - self._heard > limit and not self._result.ready():
             self._error = ServiceError(
                 f"the worker {worker}, which was at this step, is gone (killed, out of memory, or its machine stopped)",
                 where=self._step,

@@ -26,7 +26,7 @@ from dagster_postgres import DagsterPostgresStorage
 from astrid_pipeline import logs
 from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
-from astrid_pipeline.services.dead_runs import HOST_TAG, is_dead, is_forgotten
+from astrid_pipeline.services.dead_runs import HOST_TAG, is_dead, is_forgotten, is_served
 from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class AstridRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Tell whether the run's process lives; where that cannot be known, it is taken to."""
-        if is_dead(self._instance, run) or is_forgotten(run):
+        # Dagster launches a failed run again at once, and only once: not before there is a server to launch it.
+        if (is_dead(self._instance, run) or is_forgotten(run)) and is_served(run):
             return CheckRunHealthResult(
                 WorkerStatus.NOT_FOUND, "the process is gone (killed, out of memory, or its machine stopped)"
             )

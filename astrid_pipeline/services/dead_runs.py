@@ -94,6 +94,17 @@ def _is_this_machine(host: str) -> bool:
     return address.startswith("127.") or address in own
 
 
+def is_served(run: DagsterRun) -> bool:
+    """Tell whether the code server of a run answers, so that it can be launched there again; True if it had none."""
+    from dagster._grpc.client import DagsterGrpcClient
+
+    server = _server(run.tags)
+    if not server.get("host") or not server.get("port"):
+        return True
+    client = DagsterGrpcClient(host=server["host"], port=server["port"], use_ssl=bool(server.get("use_ssl")))
+    return bool(client.health_check_query() == "SERVING")
+
+
 def is_forgotten(run: DagsterRun) -> bool:
     """Tell whether the code server that a run was launched on, elsewhere, answers but does not have it any more.
 

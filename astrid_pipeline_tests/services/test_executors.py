@@ -89,9 +89,11 @@ def test_celery_finds_the_application():
 class _Task:
     """What Celery tells of a task: whether it has ended, who is at it; and a worker that answers or not."""
 
-    def __init__(self, worker: str | None, answers: bool = True) -> None:
+    id = "task"
+
+    def __init__(self, worker: str | None) -> None:
         self.info = {"hostname": worker, "pid": 1} if worker else None
-        self.ended, self.answers, self.broken = False, answers, False
+        self.ended = self.broken = self.silent = self.anew = False
         self.app = self
         self.control = self
 
@@ -103,8 +105,10 @@ class _Task:
     def inspect(self, names, timeout):
         return self
 
-    def ping(self):
-        return {"worker": "pong"} if self.answers else None
+    def query_task(self, name):
+        if self.silent:
+            return None
+        return {"gpu@here": {} if self.anew else {name: ["active", {}]}}
 
 
 class _Clock:
@@ -134,12 +138,26 @@ def test_a_worker_that_is_gone_ends_the_step_and_a_busy_or_waiting_one_does_not(
     busy = _Task("gpu@here")
     watched = steps.WatchedResult(busy, "detections")
     assert not _wait(watched, clock, 7200)
-    busy.answers = False
+    busy.silent = True
     assert not _wait(watched, clock, steps.GONE_SECONDS - steps.ASK_SECONDS)
     assert _wait(watched, clock, 3 * steps.ASK_SECONDS)
     with pytest.raises(ServiceError, match=r"detections: the worker gpu@here.* is gone.*tried again") as told:
         watched.get()
     assert not told.value.permanent
+    # Started again under its old name, a worker answers at once, and does not know of the step.
+    again = _Task("gpu@here")
+    watched = steps.WatchedResult(again, "detections")
+    assert not _wait(watched, clock, 100)
+    again.anew = True
+    assert _wait(watched, clock, 3 * steps.ASK_SECONDS)
+    # One that has just ended the step does not know of it either.
+    done = _Task("gpu@here")
+    watched = steps.WatchedResult(done, "detections")
+    done.anew = True
+    assert not _wait(watched, clock, steps.ASK_SECONDS)
+    done.ended = True
+    assert _wait(watched, clock, 1)
+    assert watched._error is None
 
 
 def test_redis_may_be_away_for_a_while_and_that_is_not_held_against_the_worker(clock):
@@ -147,9 +165,9 @@ def test_redis_may_be_away_for_a_while_and_that_is_not_held_against_the_worker(c
     watched = steps.WatchedResult(task, "detections")
     task.broken = True
     assert not _wait(watched, clock, steps.BROKER_SECONDS - 5)
-    task.broken, task.answers = False, False  # it has not found its way back yet
+    task.broken, task.silent = False, True  # it has not found its way back yet
     assert not _wait(watched, clock, steps.GONE_SECONDS - 5)
-    task.answers = True
+    task.silent = False
     assert not _wait(watched, clock, 2 * steps.GONE_SECONDS)
     task.broken = True
     assert _wait(watched, clock, steps.BROKER_SECONDS + 5)
