@@ -52,17 +52,23 @@ class Problem:
     @classmethod
     def of(cls, exposure_id: str, stage: str, error: Exception) -> Problem:
         """Describe `error`; one that AstrID did not foresee is called permanent, since it is a defect."""
-        text = (
-            str(error)
-            if isinstance(error, AstridError)
-            else f"{type(error).__name__}: {error} (a defect: report it)"
-        )
-        permanent = (
-            error.permanent
-            if isinstance(error, AstridError)
-            else not isinstance(error, MemoryError | OSError)
-        )
+        if isinstance(error, AstridError):
+            text, permanent = str(error), error.permanent
+        elif out_of_memory(error):
+            text = f"not enough memory for this exposure: {error} (allow fewer runs at once, or use a larger machine)"
+            permanent = False
+        else:
+            text = f"{type(error).__name__}: {error} (a defect: report it)"
+            permanent = not isinstance(error, OSError)
         return cls(exposure_id, stage, type(error).__name__, " ".join(text.split()), permanent)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether memory, of the machine or the GPU, was not enough; torch has no one class for it."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
 
 
 @dataclass

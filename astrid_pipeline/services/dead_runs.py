@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,23 +26,39 @@ HOST_TAG = ".dagster/astrid_host"
 _GRPC_TAG = ".dagster/grpc_info"
 #: Seconds by which the clock of a process' start and that of its first event may differ.
 _SLACK = 2.0
+#: Two processes of one number do not begin within this time, seconds; the kernel counts in hundredths.
+_TICK = 0.05
 
 
 def this_process() -> str:
     """Return what names this process: a number alone would be given to another one day."""
-    import psutil
-
-    started = psutil.Process().create_time()
-    return f"{socket.gethostname()}:{os.getpid()}:{started:.2f}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_since_boot(os.getpid()):.2f}"
 
 
-def _lives(pid: int, before: float) -> bool:
-    """Tell whether a process of this number lives that was there `before` (seconds since 1970)."""
+def _since_boot(pid: int) -> float | None:
+    """Return when a process began, in seconds that no change of the clock touches; None where there is none.
+
+    The wall clock may be set while a run is under way, and with it what it says of the beginning of every process.
+    """
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        return bool(process.create_time() <= before and process.status() != psutil.STATUS_ZOMBIE)
+        if not psutil.LINUX:
+            process = psutil.Process(pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        # After the name, which may hold anything: the state, …, and as the 20th the ticks since the machine's start.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+        return None
+
+
+def _began_before(pid: int, moment: float) -> bool:
+    """Tell whether a process was there at a moment (seconds since 1970), by the clock as it is now."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).create_time() <= moment + _SLACK)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -54,8 +71,11 @@ def is_dead(instance: DagsterInstance, run: DagsterRun) -> bool:
     Where that cannot be known (a run on another machine, in a container, not begun yet), it is not dead.
     """
     if tag := run.tags.get(PROCESS_TAG):
-        host, pid, started = tag.rsplit(":", 2)
-        return host == socket.gethostname() and not _lives(int(pid), float(started) + _SLACK)
+        host, number, began = tag.rsplit(":", 2)
+        if host != socket.gethostname():
+            return False
+        now = _since_boot(int(number))
+        return now is None or abs(now - float(began)) > _TICK
     server = _server(run.tags)
     if server.get("socket"):
         if run.tags.get(HOST_TAG) != socket.gethostname():
@@ -67,9 +87,14 @@ def is_dead(instance: DagsterInstance, run: DagsterRun) -> bool:
     for record in instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT).records:
         event = record.event_log_entry.dagster_event
         data = None if event is None else event.engine_event_data
-        number = None if data is None else data.metadata.get("pid")
-        if number is not None and str(number.value).isdigit():
-            return not _lives(int(str(number.value)), record.event_log_entry.timestamp + _SLACK)
+        told = None if data is None else data.metadata.get("pid")
+        if told is not None and str(told.value).isdigit():
+            pid = int(str(told.value))
+            if _since_boot(pid) is None:
+                return True
+            # Younger than the run: another process has its number, or the clock was set. Its server knows.
+            young = not _began_before(pid, record.event_log_entry.timestamp)
+            return young and _has(server, run.run_id) is False
     return False
 
 
@@ -106,25 +131,31 @@ def is_served(run: DagsterRun) -> bool:
 
 
 def is_forgotten(run: DagsterRun) -> bool:
-    """Tell whether the code server that a run was launched on, elsewhere, answers but does not have it any more.
+    """Tell whether the code server that a run was launched on, elsewhere, answers but does not have it any more."""
+    server = _server(run.tags)
+    if not server.get("port") or _is_this_machine(str(server.get("host", ""))):
+        return False
+    return _has(server, run.run_id) is False
 
-    A server that does not answer may be starting again, with or without the run: that cannot be known yet.
-    """
+
+def _has(server: Mapping[str, Any], run_id: str) -> bool | None:
+    """Ask a code server whether it has a run; None if it does not answer: it may be starting again, with the run."""
     from dagster._core.errors import DagsterUserCodeUnreachableError
     from dagster._grpc.client import DagsterGrpcClient
     from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
     from dagster._serdes import deserialize_value
 
-    server = _server(run.tags)
-    host, port = server.get("host"), server.get("port")
-    if not host or not port or _is_this_machine(str(host)):
-        return False
-    client = DagsterGrpcClient(host=host, port=port, use_ssl=bool(server.get("use_ssl")))
+    client = DagsterGrpcClient(
+        host=server.get("host") or "localhost",
+        port=server.get("port"),
+        socket=server.get("socket"),
+        use_ssl=bool(server.get("use_ssl")),
+    )
     try:
-        answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=10)
-        return not deserialize_value(answer, CanCancelExecutionResult).can_cancel
+        answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=10)
     except DagsterUserCodeUnreachableError:
-        return False
+        return None
+    return bool(deserialize_value(answer, CanCancelExecutionResult).can_cancel)
 
 
 def end_dead_runs(instance: DagsterInstance) -> list[DagsterRun]:

@@ -15,6 +15,7 @@ from dagster._core.test_utils import create_run_for_test
 from astrid_pipeline.services.dead_runs import (
     HOST_TAG,
     PROCESS_TAG,
+    _since_boot,
     end_dead_runs,
     is_forgotten,
     this_process,
@@ -40,7 +41,7 @@ def started(instance, **tags: str) -> dg.DagsterRun:
 def gone() -> tuple[int, float]:
     """Return number and start of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    number, began = process.pid, psutil.Process(process.pid).create_time()
+    number, began = process.pid, _since_boot(process.pid)
     process.kill()
     process.communicate()
     return number, began
@@ -50,7 +51,7 @@ def test_only_what_died_on_this_machine_is_ended(instance):
     number, began = gone()
     dead = started(instance, **{PROCESS_TAG: f"{HERE}:{number}:{began:.2f}"})
     # Its number was given to another process since: this one.
-    reused = started(instance, **{PROCESS_TAG: f"{HERE}:{psutil.Process().pid}:{began - 1e6:.2f}"})
+    reused = started(instance, **{PROCESS_TAG: f"{HERE}:{psutil.Process().pid}:{began - 10:.2f}"})
     alive = started(instance, **{PROCESS_TAG: this_process()})
     elsewhere = started(instance, **{PROCESS_TAG: f"other-{HERE}:{number}:{began:.2f}"})
     unknown = started(instance)
@@ -80,6 +81,18 @@ def test_a_launched_run_is_known_by_the_process_that_its_log_names(instance):
     assert {run.run_id for run in end_dead_runs(instance)} == {dead.run_id, served.run_id}
     for run in (alive, elsewhere, other):
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_clock_that_was_set_kills_no_run(instance, monkeypatch):
+    """By a clock that was put back, or forward, every process seems to have begun after its run."""
+    running = started(instance, **{PROCESS_TAG: this_process()})
+    launched = started(instance, **{HOST_TAG: HERE, ".dagster/grpc_info": BY_FILE})
+    instance.report_engine_event("Started", launched, EngineEventData.in_process(psutil.Process().pid))
+    began = psutil.Process.create_time
+    for jump in (86400.0, -86400.0):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, jump=jump: began(self) + jump)
+        assert end_dead_runs(instance) == []
+    assert instance.get_run_by_id(running.run_id).status == dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize(("has", "forgotten"), [(True, False), (False, True), (None, False)])
