@@ -33,6 +33,7 @@ from astrid_pipeline.resources.folders import put_folder
 from astrid_pipeline.resources.store import open_store
 from astrid_pipeline.services import postgres
 from astrid_pipeline.settings import Settings, settings_environment
+from astrid_pipeline_tests.benchmarks.usage import Meter
 from astrid_pipeline_tests.s3_servers import free_port
 from astrid_pipeline_tests.services.homes import home
 
@@ -63,13 +64,17 @@ class Person:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: seconds of each triplet and verdict, verdicts sent, lost, doubled, and requests in error."""
+    """What came of it: seconds of each triplet and verdict, verdicts sent, lost, doubled; processor time by process.
+
+    The processor time (seconds) is that of the scanning alone, without what starting the server takes.
+    """
 
     triplets: np.ndarray
     verdicts: np.ndarray
     sent: int
     lost: int
     doubled: int
+    cpu: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         """Return the figures in one line."""
@@ -78,6 +83,9 @@ class Outcome:
             f"next triplet: median {t[0]:.0f} ms, p95 {t[1]:.0f} ms, p99 {t[2]:.0f} ms ({len(self.triplets)}); "
             f"verdict kept: median {v[0]:.0f} ms, p95 {v[1]:.0f} ms; "
             f"{self.sent} verdicts, {self.lost} lost, {self.doubled} twice"
+            + "".join(
+                f"; {name} {1e3 * spent / self.sent:.1f} ms CPU each" for name, spent in self.cpu.items()
+            )
         )
 
 
@@ -185,9 +193,7 @@ def _objects(connection, field_id: int, name: str, sources: pd.DataFrame) -> np.
 
 
 def _copy(connection, name: str, table: pd.DataFrame) -> None:  # type: ignore[no-untyped-def]
-    block = io.StringIO()
-    table.to_csv(block, index=False, header=False, sep="\t")
-    block.seek(0)
+    block = io.StringIO(table.to_csv(index=False, header=False, sep="\t"))
     columns = ", ".join(f'"{column}"' for column in table.columns)
     raw = connection.connection.driver_connection.cursor()
     raw.copy_expert(f"COPY {name} ({columns}) FROM STDIN WITH (FORMAT csv, DELIMITER E'\\t')", block)
@@ -222,6 +228,8 @@ class Server:
         )
         until = time.monotonic() + 120
         while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}: see what it said above")
             try:
                 asyncio.run(request(self.settings.review_port, "GET", "/docs", ""))
                 return
@@ -316,10 +324,10 @@ def measure(
     with home(review_port=port, review_workers=os.cpu_count() or 1) as settings:
         catalog = Catalog(postgres.database_url("astrid", settings))
         crowd = fill(settings, catalog, people, rows, seed)
-        server = Server(settings)
+        server, meter = Server(settings), Meter()
         try:
             server.start()
-            asyncio.run(_everybody(crowd, server, seconds, period, kill, seed))
+            asyncio.run(_everybody(crowd, server, meter, seconds, period, kill, seed))
         finally:
             server.kill()
         there = pd.DataFrame(labels.events(catalog))
@@ -332,17 +340,25 @@ def measure(
         sent=len(sent),
         lost=sum(token not in counts.index for person in crowd for token in person.kept),
         doubled=int((counts > 1).sum()) + int(there["source_key"].duplicated().sum()),
+        cpu=meter.spent,
     )
 
 
 async def _everybody(
-    crowd: list[Person], server: Server, seconds: float, period: float, kill: bool, seed: int
+    crowd: list[Person], server: Server, meter: Meter, seconds: float, period: float, kill: bool, seed: int
 ) -> None:
     port = server.settings.review_port
+
+    def count() -> None:
+        assert server.process is not None
+        database = (server.settings.home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0]
+        meter.start(server=server.process.pid, database=int(database), client=os.getpid())
+
     for person in crowd:
         query = f"/api/v1/detections?field={person.field}&sort=id&descending=false&limit=1000"
         _, body = await request(port, "GET", query, person.key)
         person.queue = [row["id"] for row in json.loads(body)["items"]][:-1]
+    count()
     until = time.monotonic() + seconds
     rngs = [np.random.default_rng([seed, k]) for k in range(len(crowd))]
     everybody = asyncio.gather(
@@ -350,9 +366,12 @@ async def _everybody(
     )
     if kill:
         await asyncio.sleep(seconds / 2)
+        meter.stop()
         server.kill()
         await asyncio.to_thread(server.start)
+        count()
     await everybody
+    meter.stop()
 
 
 def main() -> None:
