@@ -212,6 +212,18 @@ def make_worker_app() -> Celery:
     return app
 
 
+def is_at_work(run_id: str) -> bool:
+    """Tell whether a worker is at a step of a run just now; False where none answers."""
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError
+
+    try:
+        answers = make_worker_app().control.inspect(timeout=2.0).active() or {}
+    except (OperationalError, RedisError, OSError):
+        return False
+    return any(run_id in str(task) for tasks in answers.values() for task in tasks)
+
+
 def __getattr__(name: str) -> Any:
     # `celery -A` looks for `app` here. Made only then: the executor must be importable without a broker.
     if name == "app":

@@ -26,7 +26,14 @@ from dagster_postgres import DagsterPostgresStorage
 from astrid_pipeline import logs
 from astrid_pipeline.resources import pictures
 from astrid_pipeline.services import postgres
-from astrid_pipeline.services.dead_runs import HOST_TAG, is_dead, is_forgotten, is_served
+from astrid_pipeline.services.dead_runs import (
+    HOST_TAG,
+    is_dead,
+    is_forgotten,
+    is_made,
+    is_served,
+    note_success,
+)
 from astrid_pipeline.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -156,12 +163,22 @@ class AstridRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Tell whether the run's process lives; where that cannot be known, it is taken to."""
+        running = CheckRunHealthResult(WorkerStatus.RUNNING)
         # Dagster launches a failed run again at once, and only once: not before there is a server to launch it.
-        if (is_dead(self._instance, run) or is_forgotten(run)) and is_served(run):
-            return CheckRunHealthResult(
-                WorkerStatus.NOT_FOUND, "the process is gone (killed, out of memory, or its machine stopped)"
-            )
-        return CheckRunHealthResult(WorkerStatus.RUNNING)
+        if not (is_dead(self._instance, run) or is_forgotten(run)) or not is_served(run):
+            return running
+        # A step that goes on with a Celery worker is let to its end: it would only be made a second time.
+        if get_settings().executor == "celery":
+            from astrid_pipeline.services.celery import is_at_work
+
+            if is_at_work(run.run_id):
+                return running
+        if is_made(self._instance, run):
+            note_success(self._instance, run)
+            return running
+        return CheckRunHealthResult(
+            WorkerStatus.NOT_FOUND, "the process is gone (killed, out of memory, or its machine stopped)"
+        )
 
 
 def prepare_dagster_home(settings: Settings | None = None) -> Path:

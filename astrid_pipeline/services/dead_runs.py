@@ -158,6 +158,33 @@ def _has(server: Mapping[str, Any], run_id: str) -> bool | None:
     return bool(deserialize_value(answer, CanCancelExecutionResult).can_cancel)
 
 
+def is_made(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Tell whether all steps of a run have succeeded, whatever became of the process that watched over them."""
+    from dagster._core.execution.stats import StepEventStatus
+
+    if not run.execution_plan_snapshot_id:
+        return False
+    plan = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+    made = {
+        stats.step_key
+        for stats in instance.get_run_step_stats(run.run_id)
+        if stats.status == StepEventStatus.SUCCESS
+    }
+    return set(plan.step_keys_to_execute) <= made
+
+
+def note_success(instance: DagsterInstance, run: DagsterRun) -> None:
+    """Note in Dagster that a run has succeeded, where its own process was killed before it could."""
+    from dagster import DagsterEvent, DagsterEventType
+
+    event = DagsterEvent(
+        event_type_value=DagsterEventType.RUN_SUCCESS.value,
+        job_name=run.job_name,
+        message="All steps were made; the process that watched over them is gone.",
+    )
+    instance.report_dagster_event(event, run_id=run.run_id)
+
+
 def end_dead_runs(instance: DagsterInstance) -> list[DagsterRun]:
     """Note as failed the runs whose process is gone, free what they held, and return them."""
     from dagster import DagsterRunStatus, RunsFilter

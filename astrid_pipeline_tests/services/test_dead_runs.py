@@ -18,6 +18,8 @@ from astrid_pipeline.services.dead_runs import (
     _since_boot,
     end_dead_runs,
     is_forgotten,
+    is_made,
+    note_success,
     this_process,
 )
 
@@ -125,3 +127,29 @@ def test_the_slots_of_a_dead_run_are_free_again(instance):
     end_dead_runs(instance)
     # Steps that wait ask again and again.
     assert storage.claim_concurrency_slot("gpu", other.run_id, "detections").is_claimed
+
+
+def test_a_run_all_of_whose_steps_were_made_is_not_a_failure(instance):
+    """Its process was killed after the last step had ended, here or with a worker, and before it could say so."""
+
+    @dg.op
+    def first():
+        return 1
+
+    @dg.op
+    def second(value):
+        if "fail" in dg.OpExecutionContext.get().run.tags:
+            raise ValueError
+
+    @dg.job
+    def chain():
+        second(first())
+
+    for tags, made in (({}, True), ({"fail": "yes"}, False)):
+        result = chain.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+        run = instance.get_run_by_id(result.run_id)
+        assert is_made(instance, run) == made
+    lost = started(instance)
+    assert not is_made(instance, lost)
+    note_success(instance, lost)
+    assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.SUCCESS
