@@ -67,6 +67,14 @@ DIFFERENCE_IMAGES = [
     ),
 ]
 
+DETECTIONS = [
+    _spec(
+        "detections",
+        "like_the_training",
+        "Features, scores, seeing and noise are distributed as in the champion's training (PSI and KS).",
+    ),
+]
+
 
 def _result(
     name: str, bad: Mapping[str, Any], severity: dg.AssetCheckSeverity, remedy: str, **metadata: Any
@@ -184,3 +192,24 @@ def check_differences(outcome: Outcome[Any]) -> Iterable[dg.AssetCheckResult]:
 def _extreme(values: Mapping[str, float]) -> float | str:
     finite = [v for v in values.values() if np.isfinite(v)]
     return max(finite, key=lambda v: abs(v - 1)) if finite else "unknown"
+
+
+def check_detections(drift: pd.DataFrame) -> Iterable[dg.AssetCheckResult]:
+    """Return the check of `detections`: how far the night is from the training, as `learning.drift.compare`."""
+    from astrid_pipeline.assets.common import preview
+    from astrid_pipeline.night.drift import said
+
+    text = said(drift)
+    yield dg.AssetCheckResult(
+        check_name="like_the_training",
+        passed=not text,
+        severity=WARN,
+        description=f"{text} — look at the night; if it lasts, train on this survey's own nights"
+        if text
+        else None,
+        metadata={
+            "compared": len(drift),
+            "drifted": int(drift["drifted"].sum()) if len(drift) else 0,
+            "table": preview(drift, list(drift.columns), rows=40),
+        },
+    )

@@ -8,6 +8,7 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
+from astrid_pipeline import checks
 from astrid_pipeline.assets.common import (
     CPU_TAGS,
     GPU_POOL,
@@ -60,6 +61,7 @@ class AlertConfig(dg.Config):
     metadata=table_metadata(DETECTIONS),
     io_manager_key="tables",
     code_version=code_version("learning", "night/differences.py"),
+    check_specs=checks.DETECTIONS,
 )
 def detections(
     context: dg.AssetExecutionContext,
@@ -69,13 +71,14 @@ def detections(
     observations: pd.DataFrame,
     difference_images: Frames,
     candidates: pd.DataFrame,
-) -> dg.MaterializeResult[pd.DataFrame]:
+) -> dg.MaterializeResult:
     """What the champion model takes for real: score, class, mask area, position, flux, S/N, model version.
 
     The U-Net looks at whole difference images; its peaks are joined to the candidates, weighed by the
     real/bogus classifier and the anomaly detectors, and written to the catalogue.
     """
     from astrid_pipeline.night.differences import detect_night, meta_of
+    from astrid_pipeline.night.drift import compare_night
 
     part = FieldNight.of(context)
     started = time.perf_counter()
@@ -93,8 +96,11 @@ def detections(
         run_id=context.run_id,
         pixel_scale=median_of((meta_of(difference_images, key) for key in difference_images), "pixel_scale"),
     )
+    metas = [meta_of(difference_images, key) for key in difference_images]
+    drift = compare_night(candidates, table, metas, model.facts.get("baseline", {}))
     return dg.MaterializeResult(
         value=table,
+        check_results=list(checks.check_detections(drift)),
         metadata={
             **outcome_metadata(outcome),
             "detections": len(table),

@@ -15,6 +15,7 @@ from astrid_pipeline.assets.summary import night_summary
 from astrid_pipeline.errors import AstridError
 from astrid_pipeline.night.health import SURVEY_SUMMARY
 from astrid_pipeline.resources.catalogue import CatalogueResource
+from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.settings import get_settings
 from astrid_pipeline.versions import code_version
@@ -61,6 +62,8 @@ _CHECKS = {
     "disk_space": "The disks have room for another night.",
     "recent_images": "The images of the last 7 nights are of a quality of 0.8 or more.",
     "recent_labels": "People who labelled the same sources in the last 7 days agree on 0.8 of them or more.",
+    "no_lasting_drift": "No field's last three nights differ from the champion's training in the same way.",
+    "canary_sings": "The champion finds in two skies that never change what it found there when it was made.",
     "alert_sent": "What is wrong was told where ASTRID_ALERT_WEBHOOK and ASTRID_ALERT_EMAIL say.",
 }
 #: Of the images' quality and the labels' agreement: what was the best decile a year ago has lost a fifth.
@@ -79,13 +82,16 @@ RECENT_DAYS = 7
     ],
     code_version=code_version("night/health.py", "night/data_quality.py"),
 )
-def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.MaterializeResult:
+def data_health(
+    catalogue: CatalogueResource, products: ProductsResource, detector: DetectorResource
+) -> dg.MaterializeResult:
     """Whether archives answer, nights are made, files are whole, disks have room, images and labels are still good.
 
     What is wrong fails its check, and is told by webhook and e-mail (ASTRID_ALERT_WEBHOOK, ASTRID_ALERT_EMAIL).
     """
     from astrid_pipeline.catalog import labels
-    from astrid_pipeline.night import data_quality, health
+    from astrid_pipeline.learning.drift import canary, canary_differs
+    from astrid_pipeline.night import data_quality, drift, health
 
     catalog, kept, started = catalogue.open(), products.open(), time.perf_counter()
     fields = catalog.fields()
@@ -123,6 +129,17 @@ def data_health(catalogue: CatalogueResource, products: ProductsResource) -> dg.
             "settle the disputed queue, and look at the scan report's completeness and purity",
         ),
     }
+    champion = detector.champion()
+    found["no_lasting_drift"] = (
+        drift.lasting_drift(fields, kept, champion.facts.get("baseline", {})),
+        "train on this survey's own nights: the job retrain, or wait for the nightly schedule",
+    )
+    noted = champion.facts.get("canary")
+    differs = None if noted is None else canary_differs(canary(champion, device=detector.device), noted)
+    found["canary_sings"] = (
+        {} if differs is None else {f"{champion.name} {champion.version}": differs},
+        "detections of tonight cannot be trusted: look for a new driver, library or processor, or load the model anew",
+    )
     found["alert_sent"] = (_tell(found), "check the addresses: nobody was told of what is wrong")
     return dg.MaterializeResult(
         metadata={

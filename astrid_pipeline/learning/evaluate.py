@@ -73,7 +73,8 @@ class Evaluation:
     looking_load:
         Share of the candidates to be looked at if 1 % of what was found may be lost.
     sparse:
-        Figures where there is one true change a megapixel: ``ap``, and ``ece`` with the scores brought to that rate.
+        Figures where there is one true change a megapixel: ``ap``, ``looking_load``, and ``ece`` with the scores
+        brought to that rate.
     images, megapixels, truths:
         What it was measured on.
     seconds_per_mpix, joules_per_mpix, energy_source:
@@ -222,8 +223,11 @@ def evaluate(
         if spoiled is not None
         else kinds.artefacts(low, shards.truth, detector.threshold),
         ranks=kinds.recall_at_rank(asked),
-        looking_load=kinds.looking_load(asked, len(shards.candidates)),
-        sparse=_sparse(asked, four, rate),
+        looking_load=kinds.looking_load(asked, judged_candidates),
+        sparse={
+            **_sparse(asked, four, rate),
+            "looking_load": kinds.looking_load(asked, judged_candidates, real_weight=rate),
+        },
         images=len(shards),
         megapixels=float(area.sum()),
         truths=int((low.truth["snr"] >= min_snr).sum()),

@@ -91,9 +91,9 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal(
         "looking_load",
-        "share of the candidates to look at, 1 % lost",
+        "share of the candidates to look at, 1 % lost, one change a megapixel",
         0.1,
         False,
-        lambda e: Value(e.looking_load),
+        lambda e: Value(float(e.sparse["looking_load"])),
     ),
 )

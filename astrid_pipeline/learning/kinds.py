@@ -138,19 +138,31 @@ def _distance(places: Floats, artefact: Mapping[Any, Any]) -> Floats:
     return np.hypot(dx - along * ux, dy - along * uy)
 
 
-def looking_load(judged: Judged, candidates: int, *, lost: float = 0.01) -> float:
-    """Return which share of all candidates a person has to look at to lose at most `lost` of what was found at all.
+def looking_load(
+    judged: Judged, candidates: Judged, *, lost: float = 0.01, real_weight: float = 1.0
+) -> float:
+    """Return which share of the candidates a person has to look at to lose at most `lost` of what was found at all.
 
     Detections are shown by falling score; true changes that are no detection at any score were lost before.
+
+    Parameters
+    ----------
+    candidates:
+        The candidates of the same images, judged with a `min_snr` of the faintest truth.
+    real_weight:
+        Where true changes are so many times as frequent. At 20 a megapixel they alone are a sixth of all candidates.
     """
     ranked = judged.table[judged.table["verdict"] != NEITHER].sort_values(
         "score", ascending=False, kind="stable"
     )
     right = (ranked["verdict"] == RIGHT).to_numpy()
-    if not right.any() or not candidates:
+    false = candidates.table["verdict"] == FALSE
+    every = float(false.sum()) + real_weight * float((~false).sum())
+    if not right.any() or not every:
         return float("nan")
     needed = int(np.ceil((1 - lost) * right.sum()))
-    return float(np.flatnonzero(np.cumsum(right) >= needed)[0] + 1) / candidates
+    shown = int(np.flatnonzero(np.cumsum(right) >= needed)[0]) + 1
+    return float((~right[:shown]).sum() + real_weight * right[:shown].sum()) / every
 
 
 def recall_at_rank(judged: Judged, ranks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)) -> pd.DataFrame:

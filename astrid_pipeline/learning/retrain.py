@@ -17,6 +17,7 @@ import pandas as pd
 
 from astrid_pipeline.learning.classical import Classical
 from astrid_pipeline.learning.detector import Detector
+from astrid_pipeline.learning.drift import baseline_of
 from astrid_pipeline.learning.evaluate import Evaluation, evaluate
 from astrid_pipeline.learning.real_bogus import RealBogus
 from astrid_pipeline.learning.second_stage import (
@@ -25,6 +26,7 @@ from astrid_pipeline.learning.second_stage import (
     fit_real_bogus_on,
     label_peaks,
     real_weight,
+    with_watch,
 )
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.learning.train import train
@@ -84,6 +86,7 @@ def train_network(
                 "device": result.device,
                 "config": result.config.as_dict(),
                 "real_weight": real_weight(splits["held_out"]),
+                "baseline": baseline_of(splits["held_out"], ()),
             },
             indent=1,
             default=str,
@@ -127,6 +130,7 @@ def train_ensemble(
         seed=seed,
         real_weight=float(facts["real_weight"]),
     )
+    detector = with_watch(detector, peaks_of(network, "held_out"), facts["baseline"])
     detector.save(out / "detector.safetensors")
     return detector
 

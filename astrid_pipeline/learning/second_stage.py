@@ -17,6 +17,7 @@ from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.classical import Classical, fit_classical
 from astrid_pipeline.learning.data import SURVEY_CHANGES
 from astrid_pipeline.learning.detector import PEAK_THRESHOLD, Detector
+from astrid_pipeline.learning.drift import baseline_of, canary, scores_of
 from astrid_pipeline.learning.ensemble import Ensemble, fit_ensemble
 from astrid_pipeline.learning.infer import peak_table
 from astrid_pipeline.learning.matching import NEITHER, RIGHT, match
@@ -186,7 +187,7 @@ def fit_detector(
     fast = prepare_for_inference(network)
     first = label_peaks(fast, second, device=device)
     last = label_peaks(fast, held_out, device=device)
-    return assemble_detector(
+    detector = assemble_detector(
         network,
         last,
         fit_real_bogus_on(first, seed=seed),
@@ -197,6 +198,29 @@ def fit_detector(
         seed=seed,
         real_weight=real_weight(held_out),
     )
+    return with_watch(detector, last, baseline_of(held_out, ()), device=device)
+
+
+def with_watch(
+    detector: Detector,
+    held_out: pd.DataFrame,
+    baseline: Mapping[str, Any],
+    *,
+    device: str | torch.device | None = None,
+) -> Detector:
+    """Return the detector with what later nights are compared with (`drift`) among its facts.
+
+    Parameters
+    ----------
+    held_out:
+        Its labelled peaks on images that no part was trained on.
+    baseline:
+        `drift.baseline_of` those images; the scores of the detections in them are added.
+    """
+    score = detector.score(held_out)["score"].to_numpy(float)
+    watched = {**baseline, **scores_of(score[score >= detector.threshold])}
+    noted = canary(detector, device=None if device is None else str(device)).as_dict()
+    return detector.replace(facts={**detector.facts, "baseline": watched, "canary": noted})
 
 
 def assemble_detector(

@@ -27,6 +27,9 @@ from astrid_pipeline.learning.unet import build_network, count_parameters
 #: Called after each step with the step's number, the steps in all, and the newest figures.
 Progress = Callable[[int, int, dict[str, float]], None]
 
+#: Differences of average precision that a dozen validation images cannot tell from none.
+_AP_NOISE = 0.01
+
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -269,6 +272,15 @@ def train(
     )
 
 
+def _better(row: dict[str, float], best: dict[str, float]) -> bool:
+    """Return whether a validation is better than the best so far: by average precision, by the loss where that is even.
+
+    On a dozen images an average precision is good to `_AP_NOISE`; the loss hears every pixel.
+    """
+    gain = row["valid_ap"] - best["valid_ap"]
+    return gain > _AP_NOISE or (gain >= -_AP_NOISE and row["valid_loss"] < best["valid_loss"])
+
+
 def _validate(run: _Run, shards: ShardSet, means: list[float]) -> dict[str, float]:
     """Append a row to the history, keep the network if it is the best so far, and return the row."""
     from astrid_pipeline.learning.validate import validate_network
@@ -284,9 +296,7 @@ def _validate(run: _Run, shards: ShardSet, means: list[float]) -> dict[str, floa
         "seconds": run.seconds,
     }
     run.history.append(row)
-    # Average precision decides; where there is none yet (an untrained network finds nothing) the loss does.
-    rank = (row["valid_ap"], -row["valid_loss"])
-    if not run.best or rank > (run.best["valid_ap"], -run.best["valid_loss"]):
+    if not run.best or _better(row, run.best):
         run.best = row
         run.best_state = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
     return row

@@ -111,9 +111,21 @@ def test_looking_load_and_rank():
     rows = [("a", 10, 10, 0.9, "transient"), ("a", 90, 90, 0.8, "transient"), ("a", 40, 10, 0.7, "moving"),
             ("a", 90, 50, 0.6, "moving"), ("a", 70, 10, 0.5, "variable")]  # fmt: skip
     judged = judge(found(*rows), TRUTH, AREA)
-    assert kinds.looking_load(judged, 50) == pytest.approx(5 / 50)
-    assert kinds.looking_load(judged, 50, lost=0.34) == pytest.approx(3 / 50)
+    # 47 candidates that are nothing, and the three that are real.
+    places = pd.DataFrame(
+        {
+            "image_id": "a",
+            "x": [10, 40, 70, *np.arange(47)],
+            "y": [10, 10, 10, *np.full(47, 70)],
+            "score": 6.0,
+        }
+    )
+    candidates = judge(places, TRUTH, AREA, min_snr=0.0)
+    assert kinds.looking_load(judged, candidates) == pytest.approx(5 / 50)
+    assert kinds.looking_load(judged, candidates, lost=0.34) == pytest.approx(3 / 50)
+    # Where real ones are a tenth as frequent: three and two tenths are shown, of 47 and a bit.
+    assert kinds.looking_load(judged, candidates, real_weight=0.1) == pytest.approx(2.3 / 47.3)
     table = kinds.recall_at_rank(judged, (1, 2, 3, 5))
     np.testing.assert_allclose(table["recall"], [1 / 3, 1 / 3, 2 / 3, 1])
     nothing = judge(found(), TRUTH, AREA)
-    assert np.isnan(kinds.looking_load(nothing, 50))
+    assert np.isnan(kinds.looking_load(nothing, candidates))

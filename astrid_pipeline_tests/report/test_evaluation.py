@@ -32,7 +32,8 @@ def test_one_file_with_every_figure_and_nothing_from_outside(measured: Evaluatio
     assert not re.search(r'(src|href)="(?!data:)', html)
     assert "<b>score</b>" not in html  # a model's name is text
     for name in ("ap", "precision", "recall", "f1"):
-        assert str(measured.best[name]) in html
+        value = measured.best[name]
+        assert f'{value.value:.3f}<br><small class="muted">[{value.low:.3f}, {value.high:.3f}]' in html
     assert "others" in html
     assert html.count("data:image/png;base64,") == 3
 

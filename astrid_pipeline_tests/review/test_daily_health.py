@@ -10,6 +10,7 @@ import pytest
 
 from astrid_pipeline.assets.health import data_health
 from astrid_pipeline.catalog import labels, queue
+from astrid_pipeline.learning import load_model
 from astrid_pipeline.resources.products import Products
 from astrid_pipeline.settings import reset_settings
 from astrid_pipeline_tests.review.test_collect import keep_images
@@ -30,8 +31,22 @@ class Opens:
         return self.what
 
 
-def looked_at(scene) -> tuple[dict[str, Any], dict[str, Any]]:
-    result = data_health(Opens(scene.catalog), Opens(Products(scene.store)))
+class Champion:
+    """The detector as a resource, with the packaged model."""
+
+    device = None
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+
+    def champion(self) -> Any:
+        """Return the packaged model; its canary noted as something else where the test says so."""
+        model = load_model()
+        return model.replace(facts={**model.facts, **self.facts})
+
+
+def looked_at(scene, **facts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    result = data_health(Opens(scene.catalog), Opens(Products(scene.store)), Champion(**facts))
     return {check.check_name: check for check in result.check_results}, result.metadata
 
 
@@ -68,8 +83,10 @@ def test_what_falls_is_told(scene, tmp_path, monkeypatch, hook):  # noqa: F811
     (message,) = hook.got
     assert "recent_images: m31: quality 0." in message["text"]
     assert "recent_labels" in message["text"]
+    assert checks["canary_sings"].passed
     hook.status = 500
-    checks, _ = looked_at(scene)
+    checks, _ = looked_at(scene, canary={"scores": [], "false": 0})
+    assert not checks["canary_sings"].passed
     assert not checks["alert_sent"].passed
     assert "did not take the alert" in checks["alert_sent"].description
     monkeypatch.undo()
