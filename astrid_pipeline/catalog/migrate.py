@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from astrid_pipeline.errors import ConfigError
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy.engine import Connection, Engine
@@ -31,6 +33,12 @@ def head() -> str:
     return revision
 
 
+def _known() -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def current(engine: Engine) -> str | None:
     """Return the database's revision; None for an empty one."""
     from alembic.runtime.migration import MigrationContext
@@ -40,11 +48,24 @@ def current(engine: Engine) -> str | None:
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
-    """Go forward to `revision`; a database that is there already is left alone. One process at a time does it."""
+    """Go forward to `revision`; a database that is there already is left alone. One process at a time does it.
+
+    Raises
+    ------
+    ConfigError
+        If the database was brought to a revision that this code does not know: a newer AstrID was here.
+    """
     from alembic import command
 
-    if current(engine) == (head() if revision == "head" else revision):
+    there = current(engine)
+    if there == (head() if revision == "head" else revision):
         return
+    if there is not None and there not in _known():
+        raise ConfigError(
+            f"the catalogue was made by a newer AstrID (its schema is {there}, this one's {head()})",
+            where=engine.url.render_as_string(hide_password=True),
+            remedy="use that version, or restore a backup from before its upgrade",
+        )
     with engine.begin() as connection:
         _lock(connection)
         command.upgrade(_config(connection), revision)
