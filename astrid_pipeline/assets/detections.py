@@ -62,6 +62,7 @@ class AlertConfig(dg.Config):
     io_manager_key="tables",
     code_version=code_version("learning", "night/differences.py"),
     check_specs=checks.DETECTIONS,
+    dagster_type=dg.Any,
 )
 def detections(
     context: dg.AssetExecutionContext,
