@@ -295,7 +295,12 @@ class S3Store:
                 Bucket=self.bucket, Prefix=start
             ):
                 found += [
-                    StoredObject(entry["Key"][cut:], int(entry["Size"]), version=str(entry.get("ETag", "")))
+                    StoredObject(
+                        entry["Key"][cut:],
+                        int(entry["Size"]),
+                        version=str(entry.get("ETag", "")),
+                        modified=entry["LastModified"].timestamp(),
+                    )
                     for entry in page.get("Contents", [])
                 ]
         return sorted(found, key=lambda entry: entry.key)

@@ -28,20 +28,22 @@ from astrid_pipeline.settings import Settings, get_settings
 
 _SAFE_PART = re.compile(r"[A-Za-z0-9._=+@,~%-]+")
 #: Temporary files of the folder store live here, on the same file system as what they become.
-_SCRATCH = ".tmp"
+SCRATCH = ".tmp"
 
 
 @dataclass(frozen=True)
 class StoredObject:
     """What the store says about an object: key, bytes, SHA-256 in hex (None where it was not recorded).
 
-    `version` is what a listing gives for telling contents apart: the ETag, or a file's time of change.
+    `version` is what a listing gives for telling contents apart: the ETag, or a file's time of change. `modified` is
+    when a listed object was written, Unix time.
     """
 
     key: str
     size: int
     sha256: str | None = None
     version: str | None = dataclass_field(default=None, compare=False)
+    modified: float | None = dataclass_field(default=None, compare=False)
 
 
 @runtime_checkable
@@ -159,7 +161,7 @@ class LocalStore:
             ) from error
 
     def _scratch(self) -> Path:
-        folder = self.root / _SCRATCH
+        folder = self.root / SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
 
@@ -281,7 +283,8 @@ class LocalStore:
                     except FileNotFoundError:
                         continue  # removed by another process since the folder was read
                     name = path.relative_to(self.root).as_posix()
-                    found.append(StoredObject(name, stat.st_size, version=str(stat.st_mtime_ns)))
+                    version, at = str(stat.st_mtime_ns), stat.st_mtime
+                    found.append(StoredObject(name, stat.st_size, version=version, modified=at))
         return sorted(found, key=lambda entry: entry.key)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -336,7 +339,13 @@ class StoreResource(ConfigurableResource):
     _opened: Store | None = PrivateAttr(default=None)
 
     def open(self) -> Store:
-        """Return the store; one object for the life of the resource."""
+        """Return the store, whose layout this AstrID knows; one object for the life of the resource.
+
+        Raises
+        ------
+        StoreError
+            If it does not answer, or a newer AstrID has changed its layout.
+        """
         if self._opened is None:
             settings = get_settings()
             changes = {
@@ -345,9 +354,11 @@ class StoreResource(ConfigurableResource):
                 if value
             }
             # Validated again, so that a folder given here is made absolute as one from the environment is.
-            self._opened = open_store(
-                Settings(**{**settings.model_dump(), **changes}) if changes else settings
-            )
+            opened = open_store(Settings(**{**settings.model_dump(), **changes}) if changes else settings)
+            from astrid_pipeline.resources import layout
+
+            layout.claim(opened)
+            self._opened = opened
         return self._opened
 
 
@@ -356,7 +367,7 @@ def scratch_folder(store: Store | None = None) -> Iterator[Path]:
     """Give a temporary folder, on the store's own disk if it is a folder; it is gone afterwards."""
     parent = None
     if isinstance(store, LocalStore):
-        parent = store.root / _SCRATCH
+        parent = store.root / SCRATCH
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="astrid-", dir=parent) as folder:
         yield Path(folder)
