@@ -5,10 +5,11 @@ The order is: `ingest` (observations) → `make_masters` → `calibrate` → `ma
 each step would cost more than the steps. `backfill_field` walks this order for many nights, in one run.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
 import dagster as dg
 
+from astrid_pipeline.assets.common import CPU_TAGS
 from astrid_pipeline.backfills import backfill_field
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELDS, INSTRUMENT_NIGHTS
 
@@ -123,9 +124,34 @@ check_health = dg.define_asset_job(
     description="Look whether archives answer, nights are made, raw files are whole and disks have room.",
 )
 
+
+@dg.op(tags=dict(CPU_TAGS), out=dg.Out(dg.Nothing))
+def prune(context: dg.OpExecutionContext) -> None:
+    """Remove from Dagster's log what is older than ASTRID_KEEP_LOG_DAYS and nothing needs."""
+    from astrid_pipeline.services.retention import prune as prune_log_of
+    from astrid_pipeline.settings import get_settings
+
+    days = get_settings().keep_log_days
+    pruned = prune_log_of(context.instance, days)
+    context.log.info(
+        f"removed of runs older than {days:g} days: {pruned.rows} lines, and what {pruned.outputs} runs had printed; "
+        "their products, checks and failures stay"
+    )
+
+
+@dg.job(
+    tags={"stage": "upkeep"},
+    description="Keep Dagster's log small: of old runs, what was made, its checks and failures stay, and every other "
+    "line goes. ASTRID_KEEP_LOG_DAYS says how old.",
+)
+def prune_log():
+    """Remove old lines from Dagster's log."""
+    prune()
+
+
 #: The jobs that `night.plan` asks for.
 STEP_JOBS = (make_masters, calibrate_night, make_references, process_night, take_alerts)
 ALL = (
     *(ingest, make_masters, calibrate_night, make_references, process_night, take_alerts, backfill_field),
-    *(retrain, summarise_survey, check_health, fetch_reference),
+    *(retrain, summarise_survey, check_health, fetch_reference, prune_log),
 )

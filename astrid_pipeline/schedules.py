@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads the resources in the signature at definition.
 import dagster as dg
 
-from astrid_pipeline.jobs import check_health, make_references, retrain, summarise_survey
+from astrid_pipeline.jobs import check_health, make_references, prune_log, retrain, summarise_survey
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.settings import get_settings
@@ -66,4 +66,14 @@ def weekly_references(
     ]
 
 
-ALL = (nightly_retrain, nightly_summary, weekly_references, daily_health)
+daily_pruning = dg.ScheduleDefinition(
+    name="daily_pruning",
+    job=prune_log,
+    cron_schedule="0 11 * * *",
+    execution_timezone=_ZONE,
+    description="Takes old lines out of Dagster's log each morning at 11; what was made, its checks and failures stay. "
+    "ASTRID_KEEP_LOG_DAYS says how old.",
+    default_status=_OFF,
+)
+
+ALL = (nightly_retrain, nightly_summary, weekly_references, daily_health, daily_pruning)

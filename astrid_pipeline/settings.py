@@ -139,6 +139,12 @@ class Settings(BaseSettings):
         description="File that all processes append their log to, one JSON object a line with field, night, exposure, "
         "run and step (`-`: standard error).",
     )
+    keep_log_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Days that the logs of runs are kept whole where the schedule `daily_pruning` is on; those of "
+        "failed runs three times as long. What was made, its checks and failures stay.",
+    )
     dagster_url: str = Field(
         default="",
         description="Address of the Dagster page for the API, where it is not on this machine's `ASTRID_DAGSTER_PORT`.",
