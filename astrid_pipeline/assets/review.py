@@ -66,7 +66,7 @@ def stamps(
     kinds={"postgres"},
     op_tags=CPU_TAGS,
     tags={"stage": "review"},
-    code_version=code_version("night/light_curves.py", "imaging/photometry.py"),
+    code_version=code_version("night/light_curves.py", "imaging/photometry.py", "learning/object_types.py"),
 )
 def light_curves(
     context: dg.AssetExecutionContext,
@@ -78,8 +78,11 @@ def light_curves(
 
     Objects that are new this night are measured on all other nights of the field as well, so that every object has
     a flux or an upper limit for every night that its place was observed. Moving objects have tracks instead.
+    Objects of three epochs or more get their type from all of them: supernova, variable, or something that moved on.
     """
+    from astrid_pipeline.catalog.object_types import curves_of_field, keep_types
     from astrid_pipeline.catalog.objects import objects_of_field, replace_points
+    from astrid_pipeline.learning.object_types import LEAST_EPOCHS, classify_objects
     from astrid_pipeline.night.light_curves import measure_night, nights_to_measure
 
     part = FieldNight.of(context)
@@ -93,8 +96,18 @@ def light_curves(
         measured = measure_night(frames, objects[objects["id"].isin(ids)])
         points += replace_points(catalog, part.field, night, measured, None if now else ids.tolist())
         context.log.info(f"{night}: {len(measured)} points of {len(ids)} objects")
+    types = classify_objects(*curves_of_field(catalog, part.field))
+    keep_types(catalog, types)
+    judged = types[types["epochs"] >= LEAST_EPOCHS]
     return dg.MaterializeResult(
-        metadata={"objects": len(objects), "points": points, "nights": len(nights)},
+        metadata={
+            "objects": len(objects),
+            "points": points,
+            "nights": len(nights),
+            "of_three_epochs": len(judged),
+            **{f"type_{name}": int(count) for name, count in judged["type"].value_counts().items()},
+            "type_not_known": int(judged["type"].isna().sum()),
+        },
     )
 
 
