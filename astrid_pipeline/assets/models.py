@@ -40,6 +40,12 @@ class TrainingConfig(dg.Config):
     from_champion: bool = Field(
         default=True, description="go on from the champion's weights, or start from nothing"
     )
+    simulated_share: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of simulated skies beside the nights' own; default: 0.9 with one night, none from ten on",
+    )
     seed: int = Field(default=0, description="of crops, dropout and fits")
 
 
@@ -75,6 +81,7 @@ def unet(
     from. Parameters, curves and energy are in MLflow.
     """
     from astrid_pipeline.learning import TrainConfig
+    from astrid_pipeline.learning.dataset import shares, simulated_share, with_simulated
     from astrid_pipeline.learning.retrain import train_network
     from astrid_pipeline.report.plots import training_png
 
@@ -90,8 +97,17 @@ def unet(
         if step == total or step % max(total // 10, 1) == 0:
             context.log.info(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in figures.items()))
 
+    nights = training_dataset["partition"].str.rpartition("|")[2].nunique()
+    share = simulated_share(nights) if config.simulated_share is None else config.simulated_share
+    share = min(share, 0.9)
+
+    def simulated(done: int, total: int) -> None:
+        if done == total or done % 50 == 0:
+            context.log.info(f"simulated {done} of {total} skies")
+
     with (
         scratch_folder(store.open()) as folder,
+        scratch_folder(store.open()) as beside,
         tracking.attempt(
             "unet",
             params={**settings.as_dict(), "mode": config.mode, "from_champion": config.from_champion},
@@ -99,6 +115,11 @@ def unet(
             dagster_run_id=context.run_id,
         ) as attempt,
     ):
+        splits["train"] = with_simulated(
+            splits["train"], share, beside / "skies", seed=config.seed, progress=simulated
+        )
+        springs = shares(splits["train"].images)
+        attempt.log_tags({f"images_{name}": count for name, count in springs.items()})
         result = train_network(
             splits,
             config.mode,
@@ -131,6 +152,8 @@ def unet(
                 "parameters": result.parameters,
                 "steps": result.steps,
                 "images": len(splits["train"]),
+                **{f"images_{name}": count for name, count in springs.items()},
+                "nights": nights,
                 "valid_ap": number(result.best.get("valid_ap"), 3),
                 "seconds": number(result.seconds, 1),
                 "joules": number(result.joules, 0),

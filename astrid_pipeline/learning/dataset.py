@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning.data import split_of
+from astrid_pipeline.learning.data import Progress, build_shards, split_of
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.tables import Column, TableSchema
@@ -17,6 +17,12 @@ from astrid_pipeline.tables import Column, TableSchema
 #: The network learns on most; a second set for real/bogus and the anomaly detectors, one to calibrate and weigh on,
 #: and one that is looked at once, at the end.
 SPLITS: Mapping[str, float] = {"train": 0.55, "second": 0.18, "held_out": 0.12, "test": 0.15}
+
+#: Nights from which on a survey's own sky alone is trained on. Fewer show too little of its weather, seeing and Moon:
+#: what they lack is simulated.
+OWN_NIGHTS = 10
+#: Most simulated images that are made for one training (256²: a third of a second each).
+MOST_SIMULATED = 400
 
 DATASET = TableSchema(
     "training_dataset",
@@ -104,3 +110,44 @@ def open_split(dataset: pd.DataFrame, folders: Mapping[str, Path], split: str) -
         for row in mine.itertuples()
     }
     return shards.select(shards.images["image_id"].astype(str).isin(wanted_ids))
+
+
+def simulated_share(nights: int) -> float:
+    """Return the share of simulated images beside those of so many nights: 1 of none, 0 from `OWN_NIGHTS` on."""
+    return max(0.0, 1.0 - nights / OWN_NIGHTS)
+
+
+def with_simulated(
+    own: ShardSet,
+    share: float,
+    folder: Path,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> ShardSet:
+    """Return a survey's own labelled images with simulated ones beside them, `share` of all (at most `MOST_SIMULATED`).
+
+    The simulated ones are made in `folder`; their image_id begins with ``simulated``.
+
+    Raises
+    ------
+    ModelError
+        If the share is not below 1.
+    """
+    if not 0 <= share < 1:
+        raise ModelError(
+            f"a share of {share} simulated images cannot be",
+            where="training data",
+            remedy="choose one of 0 or more, below 1",
+        )
+    count = min(round(share / (1 - share) * len(own)), MOST_SIMULATED)
+    if not count:
+        return own
+    build_shards(folder, count, seed, own.shape, workers, progress, split="beside")
+    return own.plus(ShardSet(folder), "simulated")
+
+
+def shares(images: pd.DataFrame) -> dict[str, int]:
+    """Return how many of some images are simulated, injected or a person's (column ``source``)."""
+    return {str(name): int(count) for name, count in images["source"].value_counts().items()}

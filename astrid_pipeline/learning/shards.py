@@ -260,6 +260,38 @@ class ShardSet:
         part._selection = hashlib.sha256("\n".join([self.hash, *names]).encode()).hexdigest()
         return part
 
+    def plus(self, other: ShardSet, name: str) -> ShardSet:
+        """Return the images of both; those of `other` get `name` in front of their image_id.
+
+        Raises
+        ------
+        ModelError
+            If their images have different shapes.
+        """
+        if other.shape != self.shape:
+            raise ModelError(
+                f"images of {self.shape} and of {other.shape} do not make one set", where="training data"
+            )
+        both = copy.copy(self)
+        shift = 1 + max(key[0] for key in self._planes)
+        both._planes = self._planes | {(n + shift, s): v for (n, s), v in other._planes.items()}
+        both._labels = self._labels | {(n + shift, s): v for (n, s), v in other._labels.items()}
+        both.manifests = [*self.manifests, *other.manifests]
+
+        def named(table: pd.DataFrame) -> pd.DataFrame:
+            return table.assign(image_id=f"{name}:" + table["image_id"].astype(str))
+
+        theirs = named(other.images).assign(set=other.images["set"] + shift)
+        both.images = pd.concat([self.images, theirs], ignore_index=True)
+        both.truth = pd.concat([self.truth, named(other.truth)], ignore_index=True)
+        both.candidates = pd.concat([self.candidates, named(other.candidates)], ignore_index=True)
+        both._truth_of = self._truth_of | {f"{name}:{k}": named(v) for k, v in other._truth_of.items()}
+        both._candidates_of = self._candidates_of | {
+            f"{name}:{k}": named(v) for k, v in other._candidates_of.items()
+        }
+        both._selection = hashlib.sha256(f"{self.hash}\n{name}\n{other.hash}".encode()).hexdigest()
+        return both
+
     def image_id(self, index: int) -> str:
         """Return the name of image number `index`."""
         return str(self.images["image_id"].iat[index])

@@ -253,3 +253,30 @@ def test_the_bound_of_a_position_is_that_of_a_gaussian():
     row = labelled_truth(truth, difference, "simulated")
     # Of a Gaussian of width s in white noise: √2 s over the S/N.
     np.testing.assert_allclose(row["position_bound"] * truth["snr"], np.sqrt(2) * PSF_SIGMA, rtol=0.01)
+
+
+def test_simulated_skies_stand_beside_a_survey_s_own_in_the_stated_share(tmp_path):
+    from astrid_pipeline.learning.dataset import OWN_NIGHTS, shares, simulated_share, with_simulated
+
+    assert simulated_share(0) == 1
+    assert simulated_share(OWN_NIGHTS) == simulated_share(40) == 0
+    assert simulated_share(4) == pytest.approx(0.6)
+    own = toy_set(tmp_path / "own", range(4), (128, 128))
+    own = own.select(np.array([True, True, False, True]))
+    both = with_simulated(own, 0.4, tmp_path / "skies", seed=3)
+    assert len(both) == 5
+    assert shares(both.images)["simulated"] == 5  # the toy set calls itself so as well
+    assert both.images["image_id"].str.startswith("simulated:").tolist() == [False] * 3 + [True] * 2
+    assert both.hash != own.hash
+    for index in range(len(both)):
+        name = both.image_id(index)
+        assert both.planes(index).shape == (4, 128, 128)
+        assert set(both.truth_of(index)["image_id"]) <= {name}
+    np.testing.assert_array_equal(both.planes(1), own.planes(1))
+    assert both.planes(3).any()
+    assert len(both.truth_of(3)) + len(both.truth_of(4)) > 0
+    assert with_simulated(own, 0.0, tmp_path / "none") is own
+    with pytest.raises(ModelError, match="share"):
+        with_simulated(own, 1.0, tmp_path / "none")
+    with pytest.raises(ModelError, match="one set"):
+        own.plus(toy_set(tmp_path / "other", range(1), (96, 96)), "x")
