@@ -108,8 +108,9 @@ class S3Store:
 
     @contextmanager
     def _failing(self, what: str, key: str) -> Iterator[None]:
-        from boto3.exceptions import S3UploadFailedError
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield
@@ -126,7 +127,7 @@ class S3Store:
             )
             failure.permanent = code in _PERMANENT
             raise failure from error
-        except (BotoCoreError, S3UploadFailedError) as error:
+        except (BotoCoreError, Boto3Error, RetriesExceededError) as error:
             raise StoreError(
                 f"cannot {what}: {error}",
                 where=f"{self.url}/{key}",
