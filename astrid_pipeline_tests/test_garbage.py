@@ -16,6 +16,7 @@ from astrid_pipeline.errors import StoreError
 from astrid_pipeline.io_managers import to_parquet
 from astrid_pipeline.resources import garbage
 from astrid_pipeline.resources.folders import get_folder, put_folder
+from astrid_pipeline.resources.frames import StoredFrames
 from astrid_pipeline.resources.store import LocalStore, Store
 from astrid_pipeline_tests.assets.conftest import home, walk  # noqa: F401
 from astrid_pipeline_tests.s3_servers import s3_server
@@ -214,6 +215,24 @@ def test_nothing_that_is_being_made_is_lost(tmp_path: Path):
     assert (get_folder(store, path) / "a.npy").read_bytes() == b"a" * 1000
 
 
+def remote_night(store: Store, orphans: list[str], night: str, folder: Path) -> None:
+    """The same nights and orphans on an S3 server, whose table of observations alone names the raw files."""
+    with s3_server("rclone", folder) as server:
+        remote = server.store()
+        stays = {entry.key for entry in store.list()}
+        for key in stays:
+            remote.put_bytes(key, store.get_bytes(key))
+        for key in orphans:
+            remote.put_bytes(key, b"left over")
+        found = garbage.find(remote, list)
+        assert {entry.key for entry in found.leftovers} == set(orphans)
+        garbage.remove(remote, found.leftovers)
+        assert {entry.key for entry in remote.list()} == stays
+        frames = StoredFrames(remote, f"difference_images/small/{night}")
+        assert len(frames) == 1
+        assert all(frames[name].data.size for name in frames)
+
+
 @pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.mlflow
@@ -264,4 +283,5 @@ def test_a_real_night_loses_nothing(home: Path, tmp_path: Path, monkeypatch):  #
 
         (entry,) = connection.execute(text("SELECT what FROM audit_log WHERE action = 'gc'")).all()
     assert entry.what["objects"] == 4
+    remote_night(store, orphans, night, tmp_path)
     assert run(app, ["gc", "--older-than", "0"]).exit_code != 0, "a run that goes on would lose its files"
