@@ -69,15 +69,14 @@ def survey_alerts(
     """
     from astrid_pipeline.catalog.alerts import add_history, corrected, places_of_night
     from astrid_pipeline.catalog.objects import replace_points
-    from astrid_pipeline.learning.alert_model import load_alert_model
-    from astrid_pipeline.learning.detector import load_model
+    from astrid_pipeline.learning.alert_model import load_alert_model, load_alert_network
     from astrid_pipeline.night.survey_alerts import as_candidates, history_points, take_alerts
 
     part = FieldNight.of(context)
     field, records, packets = _packets(catalogue, part)
     catalog = catalogue.open()
     model, verdicts = corrected(catalog, load_alert_model())
-    table, features = take_alerts(packets, model, load_model(), detector.device)
+    table, features = take_alerts(packets, model, load_alert_network(), detector.device)
     candidates, detections = as_candidates(table, features, packets, model)
     problems = table.set_index("alert_id")["problem"]
     rows = [{**vars(r), "path": None, "problem": problems.get(r.exposure_id)} for r in records]

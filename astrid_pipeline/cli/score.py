@@ -33,7 +33,8 @@ def score(
         typer.Option("--model", "-m", help="Alert model (.safetensors). Default: the packaged one."),
     ] = None,
     detector: Annotated[
-        Path | None, typer.Option("--detector", help="Detector it was fitted to. Default: the packaged one.")
+        Path | None,
+        typer.Option("--detector", help="Detector that it was fitted to. Default: that of the packaged one."),
     ] = None,
     calibrate: Annotated[
         bool,
@@ -65,14 +66,13 @@ def score(
 
     - `astrid score night.parquet --calibrate --json`
     """
-    from astrid_pipeline.learning.alert_model import load_alert_model
+    from astrid_pipeline.learning.alert_model import load_alert_model, load_alert_network
     from astrid_pipeline.learning.alert_scores import agreement, score_alerts
-    from astrid_pipeline.learning.detector import load_model
 
     found = score_alerts(
         paths,
         load_alert_model(model),
-        load_model(detector),
+        load_alert_network(detector),
         calibrate=calibrate,
         device=None if device == "auto" else device,
     )

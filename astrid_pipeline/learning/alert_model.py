@@ -21,7 +21,7 @@ from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import stamps, weights
 from astrid_pipeline.learning.calibration import Calibrator, choose, fit, logit
 from astrid_pipeline.learning.channels import unsqueeze_image, unsqueeze_score
-from astrid_pipeline.learning.detector import Detector
+from astrid_pipeline.learning.detector import Detector, load_model
 from astrid_pipeline.learning.matching import NEITHER, RIGHT, match
 from astrid_pipeline.learning.network import pick_device, predict_batch
 from astrid_pipeline.learning.peaks import combine
@@ -35,6 +35,10 @@ Floats = npt.NDArray[np.float64]
 
 #: The model that comes with AstrID.
 PACKAGED = Path(__file__).parent / "models" / "alerts-v1.safetensors"
+
+#: The detector whose network looks at the cut-outs for it. It is its own, not that of the differences: a model for the
+#: images that AstrID makes may change any day, and what reads other surveys' cut-outs should not change with it.
+PACKAGED_NETWORK = Path(__file__).parent / "models" / "alerts-network-v1.safetensors"
 
 #: Columns that the forests look at: what is measured, and the network's summed answer at the source.
 FEATURES: tuple[str, ...] = (*stamps.FEATURES, "unet_any", "unet_mask")
@@ -147,6 +151,17 @@ def load_alert_model(path: Path | None = None) -> AlertModel:
         raise ModelError(
             f"the alert model is damaged: {error}", where=path, remedy="train it again"
         ) from error
+
+
+def load_alert_network(path: Path | None = None) -> Detector:
+    """Return the detector in a file; without one, that which the packaged alert model was fitted to.
+
+    Raises
+    ------
+    ModelError
+        If it is absent or damaged.
+    """
+    return load_model(PACKAGED_NETWORK if path is None else path)
 
 
 def stamp_features(

@@ -15,10 +15,15 @@ from sklearn.metrics import roc_auc_score
 from astrid_pipeline.archives.alert_packets import AlertPacket, read_alerts
 from astrid_pipeline.cli.app import run
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning.alert_model import AlertModel, calibrated_on, fit_alert_model, load_alert_model
+from astrid_pipeline.learning.alert_model import (
+    AlertModel,
+    calibrated_on,
+    fit_alert_model,
+    load_alert_model,
+    load_alert_network,
+)
 from astrid_pipeline.learning.alert_scores import agreement, auc, score_alerts, survey_label
 from astrid_pipeline.learning.calibration import expected_calibration_error
-from astrid_pipeline.learning.detector import load_model
 from astrid_pipeline.learning.samples import labelled_truth, make_sample
 from astrid_pipeline.learning.shards import ShardSet, write_manifest, write_shard
 from astrid_pipeline_tests.archives.test_alert_packets import (
@@ -34,7 +39,7 @@ from astrid_pipeline_tests.learning.test_stamps import noise, star
 
 @pytest.fixture(scope="module")
 def detector():
-    return load_model()
+    return load_alert_network()
 
 
 @pytest.fixture(scope="module")
