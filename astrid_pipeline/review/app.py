@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 #: Requests worked on at once in a process: as many as there are connections to ask the catalogue by. More would only
 #: wait for these in no order; so they wait in the order they came.
 THREADS = 8
+#: Seconds after which a process that serves, and does not answer the one that started it, is replaced.
+WORKER_SILENCE = 60
 _log = logging.getLogger(__name__)
 
 
@@ -179,6 +181,9 @@ def serve(settings: Settings | None = None) -> None:
             host=settings.host,
             port=settings.review_port,
             workers=settings.review_workers,
+            # A worker that does not answer its parent for so long is killed. The 5 s by default are over on a busy
+            # machine before one has read its modules: each is killed as it begins, and nobody ever serves.
+            timeout_worker_healthcheck=WORKER_SILENCE,
             log_level="warning",
             timeout_graceful_shutdown=3,
             server_header=False,

@@ -53,3 +53,21 @@ def test_answers_are_whole_and_refusals_have_headers_too(client):
     )
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == pictures.headers["etag"]
+
+
+@pytest.mark.slow
+def test_processes_that_are_slow_to_begin_are_waited_for(tmp_path, monkeypatch):
+    """On a busy machine one takes longer to read its modules than uvicorn by itself waits for a sign of life."""
+    from astrid_pipeline_tests.benchmarks.scanning import Server
+    from astrid_pipeline_tests.s3_servers import free_port
+    from astrid_pipeline_tests.services.homes import home
+
+    late = 'import sys, time\nif "--multiprocessing-fork" in sys.orig_argv:\n    time.sleep(8)\n'
+    (tmp_path / "sitecustomize.py").write_text(late)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with home(review_port=free_port(), review_workers=2) as settings:
+        server = Server(settings)
+        try:
+            server.start()
+        finally:
+            server.kill()
