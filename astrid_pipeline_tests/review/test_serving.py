@@ -62,7 +62,7 @@ def test_processes_that_are_slow_to_begin_are_waited_for(tmp_path, monkeypatch):
     from astrid_pipeline_tests.s3_servers import free_port
     from astrid_pipeline_tests.services.homes import home
 
-    late = 'import sys, time\nif "--multiprocessing-fork" in sys.orig_argv:\n    time.sleep(8)\n'
+    late = 'import sys, time\nif "--multiprocessing-fork" in sys.orig_argv:\n    time.sleep(14)\n'
     (tmp_path / "sitecustomize.py").write_text(late)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with home(review_port=free_port(), review_workers=2) as settings:
