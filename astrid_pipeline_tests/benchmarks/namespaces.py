@@ -131,7 +131,7 @@ def measure(stack: Stack, nights: int, exposures: int, size: int) -> dict[str, A
     kept: Counter[str] = Counter()
     for partition in partitions:
         stored = products.frames("calibrated_frames", *partition.split("|"))
-        kept.update(stored)
+        kept.update(list(stored))
         for name in stored:
             assert stored[name].data.shape == (size, size)  # its digest is checked
     with driver.open_catalogue().engine.connect() as connection:
