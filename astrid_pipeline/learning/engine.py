@@ -6,6 +6,7 @@ machine. Where OpenVINO is not installed (it is on x86-64), torch computes the s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -81,11 +82,14 @@ def _compiled(network: nn.Module, bf16: bool, threads: int) -> Engine:
     }
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
+    # One question at a time: it uses all the threads it was given anyway.
+    turn = threading.Lock()
 
     def run(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        answer: npt.NDArray[np.float32] = request.infer([np.ascontiguousarray(planes, np.float32)])[
-            compiled.output(0)
-        ]
+        with turn:
+            answer: npt.NDArray[np.float32] = request.infer([np.ascontiguousarray(planes, np.float32)])[
+                compiled.output(0)
+            ]
         return answer
 
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,15 @@ def test_whole_frames_go_through_it_and_it_is_kept(monkeypatch: pytest.MonkeyPat
     assert engine._ENGINES[network] is made
     monkeypatch.setattr(engine, "available", lambda: False)
     assert np.abs(predict(network, planes, device="cpu") - whole).max() < 0.02
+
+
+def test_threads_may_ask_at_once() -> None:
+    run = engine.engine(_network("unet"), bf16=False)
+    planes = [np.random.default_rng(k).normal(0, 1, (1, 4, 64, 64)).astype(np.float32) for k in range(6)]
+    expected = [run(each) for each in planes]
+    with ThreadPoolExecutor(6) as pool:
+        for answer, wanted in zip(pool.map(run, planes * 3), expected * 3, strict=True):
+            np.testing.assert_allclose(answer, wanted, atol=1e-6)
 
 
 def test_a_network_that_learns_is_never_answered_from_what_it_was() -> None:
