@@ -1,11 +1,14 @@
 """A frozen network compiled for this processor: OpenVINO does three times as many pixels a second as torch.
 
-The graph is handed over directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the
-machine. Where OpenVINO is not installed (it is on x86-64), torch computes the same answers, more slowly.
+Only where it is asked for (``ASTRID_OPENVINO=1``, and the extra `fast` installed), as by a batch that does nothing else:
+processes in which it had worked were seen to end with a segmentation fault when a signal reached them later (OpenVINO
+2026.4, Python 3.11, a processor with AMX). Else torch computes the same answers, more slowly. The graph is handed over
+directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the machine.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -29,8 +32,8 @@ _ENGINES: WeakKeyDictionary[nn.Module, dict[tuple[bool, int], Engine]] = WeakKey
 
 @cache
 def available() -> bool:
-    """Return whether OpenVINO is installed."""
-    return find_spec("openvino") is not None
+    """Return whether OpenVINO is asked for and installed."""
+    return os.environ.get("ASTRID_OPENVINO") == "1" and find_spec("openvino") is not None
 
 
 def engine(network: nn.Module, bf16: bool) -> Engine:
