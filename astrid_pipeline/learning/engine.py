@@ -1,9 +1,9 @@
 """A frozen network compiled for this processor: OpenVINO does three times as many pixels a second as torch.
 
-Only where it is asked for (``ASTRID_OPENVINO=1``, and the extra `fast` installed), as by a batch that does nothing else:
-processes in which it had worked were seen to end with a segmentation fault when a signal reached them later (OpenVINO
-2026.4, Python 3.11, a processor with AMX). Else torch computes the same answers, more slowly. The graph is handed over
-directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the machine.
+Only where it is asked for (``ASTRID_OPENVINO=1``, and the extra `fast` installed), as by a batch that does nothing
+else: processes in which it had worked were seen to end with a segmentation fault when a signal reached them later
+(OpenVINO 2026.4, Python 3.11, a processor with AMX). Else torch computes the same answers, more slowly. The graph is
+handed over directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the machine.
 """
 
 from __future__ import annotations
