@@ -61,6 +61,7 @@ def test_processes_that_are_slow_to_begin_are_waited_for(tmp_path, monkeypatch):
     from astrid_pipeline_tests.benchmarks.scanning import Server
     from astrid_pipeline_tests.s3_servers import free_port
     from astrid_pipeline_tests.services.homes import home
+    from astrid_pipeline_tests.support import apart
 
     late = 'import sys, time\nif "--multiprocessing-fork" in sys.orig_argv:\n    time.sleep(14)\n'
     (tmp_path / "sitecustomize.py").write_text(late)
@@ -68,6 +69,6 @@ def test_processes_that_are_slow_to_begin_are_waited_for(tmp_path, monkeypatch):
     with home(review_port=free_port(), review_workers=2) as settings:
         server = Server(settings)
         try:
-            server.start()
+            apart(server.start)
         finally:
             server.kill()
