@@ -99,7 +99,6 @@ def unet(
 
     nights = training_dataset["partition"].str.rpartition("|")[2].nunique()
     share = simulated_share(nights) if config.simulated_share is None else config.simulated_share
-    share = min(share, 0.9)
 
     def simulated(done: int, total: int) -> None:
         if done == total or done % 50 == 0:

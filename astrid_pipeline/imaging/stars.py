@@ -94,6 +94,9 @@ def find_sources(
                 clean=False,
                 deblend_nthresh=LEVELS,
             )
+        except MemoryError:
+            # sep's has no text, and is no fault of the pixels.
+            raise
         except Exception as error_of_sep:  # sep raises bare Exceptions
             if "deblending overflow" not in str(error_of_sep) and "pixel buffer full" not in str(
                 error_of_sep

@@ -8,18 +8,9 @@ from typing import Any
 import pandas as pd
 
 from astrid_pipeline.learning.detector import Detector
-from astrid_pipeline.learning.evaluate import Evaluation
+from astrid_pipeline.learning.evaluate import METHODS, Evaluation
 from astrid_pipeline.learning.kinds import share_right
 from astrid_pipeline.learning.train_config import TrainingResult
-
-_METHODS: Mapping[str, str] = {
-    "score_5_sigma": "\\|S_corr\\| > 5",
-    "isolation": "Isolation Forest, fitted to real ones",
-    "one_class": "One-Class SVM, fitted to real ones",
-    "unet": "network alone, calibrated",
-    "real_bogus": "boosted trees on features and network",
-    "ensemble": "ensemble (the detector)",
-}
 
 _LIMITS = """\
 - Trained and measured on one simulator. On real frames it is less pure, mostly beside saturated stars, on artefacts
@@ -62,7 +53,7 @@ def model_card(
     shape = next(iter(manifests.values()))["shape"]
     methods = [
         [
-            _METHODS.get(name, name),
+            METHODS.get(name, name).replace("|", "\\|"),
             str(f["ap"]),
             str(f["precision"]),
             str(f["recall"]),

@@ -21,7 +21,7 @@ SPLITS: Mapping[str, float] = {"train": 0.55, "second": 0.18, "held_out": 0.12, 
 #: Nights from which on a survey's own sky alone is trained on. Fewer show too little of its weather, seeing and Moon:
 #: what they lack is simulated.
 OWN_NIGHTS = 10
-#: Most simulated images that are made for one training (256²: a third of a second each).
+#: Most simulated images that are made for one training: as many as `astrid train` makes from nothing.
 MOST_SIMULATED = 400
 
 DATASET = TableSchema(

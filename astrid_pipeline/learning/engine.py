@@ -1,14 +1,11 @@
 """A frozen network compiled for this processor: OpenVINO does three times as many pixels a second as torch.
 
-Only where it is asked for (``ASTRID_OPENVINO=1``, and the extra `fast` installed), as by a batch that does nothing
-else: processes in which it had worked were seen to end with a segmentation fault when a signal reached them later
-(OpenVINO 2026.4, Python 3.11, a processor with AMX). Else torch computes the same answers, more slowly. The graph is
-handed over directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the machine.
+The graph is handed over directly, without the converter that reports its use to OpenVINO's makers: nothing leaves the
+machine. Where OpenVINO is not installed (it is on x86-64), torch computes the same answers, more slowly.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -32,8 +29,8 @@ _ENGINES: WeakKeyDictionary[nn.Module, dict[tuple[bool, int], Engine]] = WeakKey
 
 @cache
 def available() -> bool:
-    """Return whether OpenVINO is asked for and installed."""
-    return os.environ.get("ASTRID_OPENVINO") == "1" and find_spec("openvino") is not None
+    """Return whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
 
 
 def engine(network: nn.Module, bf16: bool) -> Engine:
@@ -49,6 +46,19 @@ def engine(network: nn.Module, bf16: bool) -> Engine:
     if key not in kept:
         kept[key] = _compiled(network, *key)
     return kept[key]
+
+
+@cache
+def _core() -> Any:
+    """Return OpenVINO's core, one for the life of the process.
+
+    For processors with AMX its plugin gives the thread that loads it a larger stack for signals, and takes the memory
+    back when the last core and model are gone, while the thread still points to it: the next signal that Python handles
+    then ends the process (seen as a segmentation fault in `poll`, OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class _Probabilities(nn.Module):
@@ -83,7 +93,7 @@ def _compiled(network: nn.Module, bf16: bool, threads: int) -> Engine:
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = _core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
     # One question at a time: it uses all the threads it was given anyway.
     turn = threading.Lock()

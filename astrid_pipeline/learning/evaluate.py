@@ -40,6 +40,16 @@ from astrid_pipeline.learning.validate import mask_iou
 #: hide what the others do.
 ECE_FLOOR = 0.1
 
+#: Methods as reports call them.
+METHODS: Mapping[str, str] = {
+    "score_5_sigma": "|S_corr| > 5",
+    "isolation": "Isolation Forest, fitted to real ones",
+    "one_class": "One-Class SVM, fitted to real ones",
+    "unet": "network alone, calibrated",
+    "real_bogus": "boosted trees on features and network",
+    "ensemble": "ensemble (the detector)",
+}
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from astrid_pipeline import __version__
-from astrid_pipeline.learning.evaluate import Evaluation
+from astrid_pipeline.learning.evaluate import METHODS, Evaluation
 from astrid_pipeline.learning.goals import GOALS
 from astrid_pipeline.learning.kinds import share_right
 from astrid_pipeline.report.tables import write_whole
@@ -21,15 +21,6 @@ from astrid_pipeline.report.tables import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Methods as they are called on the page.
-METHODS: Mapping[str, str] = {
-    "score_5_sigma": "|S_corr| > 5",
-    "isolation": "Isolation Forest, fitted to real ones",
-    "one_class": "One-Class SVM, fitted to real ones",
-    "unet": "network alone, calibrated",
-    "real_bogus": "boosted trees on features and network",
-    "ensemble": "ensemble (the detector)",
-}
 _SHOWN: Mapping[str, str] = {
     "ap": "AP",
     "precision": "precision",

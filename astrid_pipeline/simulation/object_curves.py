@@ -1,6 +1,6 @@
 """Light curves of single objects as forced photometry gives them: fluxes of differences, with gaps and noise.
 
-Only numbers, no pixels: a thousand objects take a second. Brightness in time is `transients`' own.
+Only numbers, no pixels. Brightness in time is `transients`' own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine: a full disk, a clock that is set while a run is under way."""
+"""The machine: a full disk, no memory for one exposure, a clock that is set while a run is under way."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from astrid_pipeline.settings import reset_settings
-from astrid_pipeline_tests.faults.conftest import is_not_there, is_whole, said_of
+from astrid_pipeline_tests.faults.conftest import FRAMES, is_not_there, is_whole, said_of
 from astrid_pipeline_tests.faults.processes import Night
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.mlflow, pytest.mark.s3]
@@ -75,6 +76,49 @@ def test_a_full_disk_fails_the_night_in_words_and_leaves_nothing_behind(
         subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
         assert healthy_site.make(partition).error is None
         is_whole(partition)
+
+
+def test_one_exposure_that_needs_more_memory_than_there_is(healthy_site, tmp_path, monkeypatch):
+    """A frame of 5000², which takes 3 GB to calibrate, among frames of 192², in a process that may take 1 GB more.
+
+    What is limited is address space: Arrow's own allocator would take that gigabyte for itself at its first table.
+    """
+    from astropy.io import fits
+
+    from astrid_pipeline import driver
+
+    partition = healthy_site.fresh_night()
+    field, night = partition.split("|")
+    path = sorted(healthy_site.frames.glob(f"small-{healthy_site.used:04d}-*"))[1]
+    with fits.open(path) as file:
+        header, data = file[0].header, file[0].data
+    path.unlink()
+    fits.PrimaryHDU(np.resize(data, (5000, 5000)).astype(np.float32), header).writeto(path)
+    with store_in(tmp_path / "store", monkeypatch):
+        process = Night(partition, "calibrate_night", 1000, ARROW_DEFAULT_MEMORY_POOL="system").ready()
+        process.go()
+        result = process.result()
+        assert result["error"] is None, "the others are made"
+        is_whole(partition, FRAMES - 1, ["calibrated_frames"])
+        assert path.stem not in driver.open_products().frames("calibrated_frames", field, night)
+    told = _problems(result["run_id"])
+    assert [name for name, _ in told] == [path.stem]
+    assert "not enough memory for this exposure" in told[0][1]
+
+
+def _problems(run_id: str) -> list[tuple[str, str]]:
+    """Return exposure and text of what the run's materializations name as problems."""
+    import dagster as dg
+
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    found = []
+    with dagster_instance() as instance:
+        for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+            table = entry.dagster_event.materialization.metadata.get("problems")
+            for record in table.records if table is not None else []:
+                found.append((record.data["exposure"], record.data["what"]))
+    return found
 
 
 def test_the_clock_is_set_while_a_night_is_made(healthy_site, tmp_path, monkeypatch):
