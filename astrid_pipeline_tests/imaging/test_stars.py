@@ -143,6 +143,17 @@ def test_what_the_finder_cannot_do_is_said() -> None:
         find_sources(np.zeros(10, np.float32), 1.0)
 
 
+def test_want_of_memory_is_not_blamed_on_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sep
+
+    def none_left(*args: object, **options: object) -> None:
+        raise MemoryError  # as sep does it, without a word
+
+    monkeypatch.setattr(sep, "extract", none_left)
+    with pytest.raises(MemoryError):
+        find_sources(np.zeros((32, 32), np.float32), np.ones((32, 32), np.float32), None, 5.0)
+
+
 def test_stamps_beyond_the_edge_are_filled() -> None:
     image = np.arange(30.0).reshape(5, 6)
     stamps = cut_stamps(image, [0, 5, 2], [0, 4, 2], 3, fill=-1)
