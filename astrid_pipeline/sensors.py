@@ -23,7 +23,7 @@ from astrid_pipeline.partitions import FIELDS, INSTRUMENTS
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.products import Products, ProductsResource
 from astrid_pipeline.resources.store import open_store
-from astrid_pipeline.services.dead_runs import end_dead_runs
+from astrid_pipeline.services.dead_runs import correct, end_dead_runs
 from astrid_pipeline.settings import get_settings, load_settings
 
 #: Runs a tick may ask for. A tick is cut off after 60 s; this many are asked for in one or two.
@@ -264,6 +264,18 @@ def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
+@dg.run_failure_sensor(
+    name="made_after_all",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A run whose process was killed when all its steps had been made has made what it was to make: it is "
+    "noted as a success. Dagster itself has no step to try again there, and would leave it as a failure.",
+)
+def made_after_all(context: dg.RunFailureSensorContext) -> None:
+    """Note a failed run as a success where nothing of it is missing."""
+    correct(context.instance, context.dagster_run.run_id)
+
+
 def _records(instance: dg.DagsterInstance, now: float) -> list[dg.RunRecord]:
     import datetime as dt
 
@@ -314,4 +326,4 @@ automation = dg.AutomationConditionSensorDefinition(
     description="Remakes the survey's summary when a night was made, and references that an older AstrID made.",
 )
 
-ALL = (new_observations, inbox, failed_partitions, automation)
+ALL = (new_observations, inbox, failed_partitions, made_after_all, automation)

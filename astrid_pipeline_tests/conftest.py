@@ -17,6 +17,10 @@ from astrid_pipeline_tests.support import CHROMIUM_ARGS, NEEDED_IN_CI, find_chro
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 _home: Path | None = None
+_room: Path | None = None
+#: Names of variables that say where AstrID keeps things.
+_NAMES = ("ASTRID_", "DAGSTER_HOME")
+_environment: dict[str, str] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("astrid")
     # Two cores: more threads than that only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    _environment.update(_named())
+
+
+def _named() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_NAMES)}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse to begin a room in an environment that another room left behind: its tests would use the other's data."""
+    global _room
+    if item.path.parent != _room:
+        _room = item.path.parent
+        left = dict(_named().items() ^ _environment.items())
+        assert not left, f"a room before {_room.name} left behind or took away: {sorted(left)}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from celery.signals import task_postrun
 from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
 from dagster._core.execution.retries import RetryMode, get_retries_config
 from dagster_celery.executor import CeleryExecutor, _submit_task
@@ -208,8 +209,23 @@ def make_worker_app() -> Celery:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     app: Celery = make_app(CeleryExecutor(RetryMode(RetryMode.DISABLED), **app_settings()).app_args())
-    create_task(app)
+    task = create_task(app)
+    task_postrun.connect(_after_step, sender=task, weak=False, dispatch_uid="astrid-after-step")
     return app
+
+
+def _after_step(kwargs: Mapping[str, Any], **_: Any) -> None:
+    """Look, after a step, whether it was the last one of a run whose own process was killed meanwhile."""
+    from dagster._grpc.types import ExecuteStepArgs
+    from dagster._serdes import unpack_value
+
+    from astrid_pipeline.services.dead_runs import correct
+
+    told = unpack_value(kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)
+    if told.instance_ref is None:
+        return
+    with dg.DagsterInstance.from_ref(told.instance_ref) as instance:
+        correct(instance, told.run_id)
 
 
 def is_at_work(run_id: str) -> bool:

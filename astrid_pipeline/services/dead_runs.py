@@ -185,6 +185,18 @@ def note_success(instance: DagsterInstance, run: DagsterRun) -> None:
     instance.report_dagster_event(event, run_id=run.run_id)
 
 
+def correct(instance: DagsterInstance, run_id: str) -> bool:
+    """Note a run as a success that was noted as a failure although all of it was made; return whether it was so.
+
+    A run's process can be killed while its last step goes on with a Celery worker, or just after it.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is None or not run.is_failure or not is_made(instance, run):
+        return False
+    note_success(instance, run)
+    return True
+
+
 def end_dead_runs(instance: DagsterInstance) -> list[DagsterRun]:
     """Note as failed the runs whose process is gone, free what they held, and return them."""
     from dagster import DagsterRunStatus, RunsFilter

@@ -37,7 +37,7 @@ def run_astrid(home: Path, *arguments: str, timeout: float = 900) -> subprocess.
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(tmp_path_factory) -> Iterator[Demo]:
     """The quick demo, and the settings of this process pointed at its home."""
     # Short: a PostgreSQL socket lies in it, and a socket's path may have 107 bytes.

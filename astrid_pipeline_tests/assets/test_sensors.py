@@ -262,6 +262,34 @@ def test_failures_are_tried_again_or_reported(instance):
     assert "m31, 2026-01-01" not in said(tick(11 * 60))
 
 
+def test_a_failed_run_of_which_nothing_is_missing_is_a_success(instance):
+    @dg.op
+    def only():
+        if dg.OpExecutionContext.get().run.tags.get("fail"):
+            raise ValueError
+
+    @dg.job
+    def chain():
+        only()
+
+    for tags in ({}, {"fail": "yes"}):
+        result = chain.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+        run = instance.get_run_by_id(result.run_id)
+        if not tags:
+            instance.report_run_failed(run, "its process is gone")
+        (event,) = (
+            entry.event_log_entry.dagster_event
+            for entry in instance.get_records_for_run(
+                run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE
+            ).records
+        )
+        context = dg.build_run_status_sensor_context(
+            "made_after_all", dagster_event=event, dagster_instance=instance, dagster_run=run
+        )
+        sensors.made_after_all(context.for_run_failure())
+        assert instance.get_run_by_id(run.run_id).is_success == (not tags)
+
+
 # -- inbox ---------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ class Site:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site() -> Iterator[Site]:
     """The field on an S3 server behind a proxy; its first night calibrated, its reference made."""
     from astrid_pipeline import driver

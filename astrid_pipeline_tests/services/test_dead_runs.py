@@ -16,6 +16,7 @@ from astrid_pipeline.services.dead_runs import (
     HOST_TAG,
     PROCESS_TAG,
     _since_boot,
+    correct,
     end_dead_runs,
     is_forgotten,
     is_made,
@@ -149,6 +150,12 @@ def test_a_run_all_of_whose_steps_were_made_is_not_a_failure(instance):
         result = chain.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
         run = instance.get_run_by_id(result.run_id)
         assert is_made(instance, run) == made
+        if made:
+            instance.report_run_failed(run, "its process is gone")
+        assert instance.get_run_by_id(run.run_id).is_failure
+        assert correct(instance, run.run_id) == made
+        assert instance.get_run_by_id(run.run_id).is_success == made
+        assert not correct(instance, run.run_id)
     lost = started(instance)
     assert not is_made(instance, lost)
     note_success(instance, lost)

@@ -51,7 +51,7 @@ class Production:
         return f"{FIELD}|{night_of(number)}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[Stack]:
     """Every service of the file, healthy; settings of this process point at them, as an operator's shell would."""
     folder = Path(tempfile.mkdtemp(prefix="stk-", dir="/tmp"))
@@ -84,7 +84,7 @@ def write_frames(folder: Path) -> None:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def production(stack: Stack) -> Production:
     """The stack, with a field of small frames that is watched."""
     from astrid_pipeline.driver import open_catalogue
@@ -102,7 +102,7 @@ def production(stack: Stack) -> Production:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def judged_night(production: Production) -> str:
     """The run that has made the night of one exposure, with the star that is new in it."""
     stack = production.stack
