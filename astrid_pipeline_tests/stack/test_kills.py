@@ -6,6 +6,8 @@ is double, no slot is held, and where a run failed its page says why.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -22,7 +24,9 @@ STEP = "calibrated_frames"
 #: What is killed, each with a night of its own.
 NIGHT_OF = {
     name: 2 + number
-    for number, name in enumerate(("step", "run", "worker-cpu", "postgres", "redis", "s3", "daemon", "code"))
+    for number, name in enumerate(
+        ("step", "run", "late", "worker-cpu", "postgres", "redis", "s3", "daemon", "code")
+    )
 }
 
 
@@ -90,6 +94,23 @@ def test_the_process_of_a_run(production):
     kill_process(runs.process_of(production.stack, run))
     said = whole(production, "run", run)
     assert "SIGKILL" in said
+
+
+def test_the_process_of_a_run_whose_step_ends_before_anybody_looks(production):
+    """Nothing is left to be tried again: Dagster would leave the run as a failure."""
+    stack = production.stack
+    run = begin(production, "late")
+    daemon = stack.processes["daemon"].pid
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        kill_process(runs.process_of(stack, run))
+        stack.wait_for("the end of the step", lambda: not runs.began(stack, run, STEP))
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    whole(production, "late", run)
+    (only,) = runs.family(stack, run)
+    assert "All steps were made" in str(runs.events(stack, run))
+    assert only["status"] == "SUCCESS"
 
 
 def test_a_worker_with_its_whole_container(production):
