@@ -29,8 +29,10 @@ KINDS = ("galaxy", "star", "variable", "transient")
 SEARCH_ARCSEC = {"galaxy": 30.0, "star": 2.0, "variable": 2.0, "transient": 3.0}
 
 #: What columns may be called, in lower case, in the order of preference.
-_RA = ("ra", "ra_icrs", "raj2000", "_raj2000", "ra_j2000", "alpha", "sn_ra", "right_ascension")
-_DEC = ("dec", "de_icrs", "dej2000", "_dej2000", "dec_j2000", "decl", "de", "delta", "sn_dec", "declination")
+_RA = ("ra", "ra_icrs", "raj2000", "_raj2000", "ra_j2000", "ra_deg", "radeg", "alpha", "sn_ra",
+       "right_ascension")  # fmt: skip
+_DEC = ("dec", "de_icrs", "dej2000", "_dej2000", "dec_j2000", "decl", "dec_deg", "decdeg", "de", "delta", "sn_dec",
+        "declination")  # fmt: skip
 _NAME = ("name", "sn_name", "objname", "source_id", "gaiadr2", "gaiadr3", "main_id", "object", "id", "recno")
 _MAG = ("mag", "gmag", "phot_g_mean_mag", "vmag", "rmag", "imag", "sn_mag")
 

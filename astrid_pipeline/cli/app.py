@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from astrid_pipeline import __version__
-from astrid_pipeline.cli import detect, doctor, key, models, review, score, survey, upkeep
+from astrid_pipeline.cli import curate, detect, doctor, key, models, review, score, survey, upkeep
 from astrid_pipeline.cli.console import err, print_error, quiet_libraries
 from astrid_pipeline.errors import AstridError
 
@@ -62,6 +62,7 @@ models.register(app)
 review.register(app)
 key.register(app)
 score.register(app)
+curate.register(app)
 doctor.register(app)
 upkeep.register(app)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from astrid_pipeline.cli.console import err, out
+from astrid_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from astrid_pipeline.learning import Evaluation
@@ -57,6 +58,22 @@ def train(
     images: Annotated[int | None, typer.Option("--images", min=1, help="Training images (custom).")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps (custom).")] = None,
     network: Annotated[Network, typer.Option("--network", help="Which network.")] = Network.unet,
+    curated: Annotated[
+        Path | None,
+        typer.Option(
+            "--curated", help="Examples of `astrid curate`: make the model of `astrid score` instead."
+        ),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option("--share", min=0, max=0.9, help="Their weight beside simulated stamps. Default: 0.3."),
+    ] = None,
+    skies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--skies", help="With --curated: labelled images to use instead of simulating (--images)."
+        ),
+    ] = None,
     seed: _Seed = 0,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes and threads to use.")] = 2,
     device: _Device = "auto",
@@ -67,6 +84,9 @@ def train(
     Stopped and started again, it goes on where it was. Writes `detector.safetensors` and its `MODEL_CARD.md`. The
     models of the pipeline, trained on your own fields, are Dagster assets: see `astrid dev`.
 
+    With --curated, it makes a model of alert packets instead, of simulated stamps and real ones in a stated share, and
+    says how it ranks each survey's examples, every one judged by forests that have not seen its object.
+
     Examples:
 
     - `astrid train` makes such a model as the packaged one, in some hours on a laptop, minutes on a GPU
@@ -76,9 +96,24 @@ def train(
     - `astrid train --mode custom --images 100 --steps 500 -o small`
 
     - `astrid detect new.fits old.fits --model astrid-model/detector.safetensors` uses it
+
+    - `astrid train --curated curated/ -o mine`, then `astrid score alerts/ --model mine/alerts.safetensors`
     """
     from astrid_pipeline.learning import run_training
 
+    where = None if device == "auto" else device
+    if curated is not None:
+        from astrid_pipeline.cli.alerts import train_on_curated
+
+        with _progress(quiet=as_json) as report:
+            train_on_curated(
+                curated, output, share, skies or [], images, seed, workers, where, report, as_json
+            )
+        return
+    if share is not None or skies:
+        raise ConfigError(
+            "--share and --skies belong to --curated", remedy="name the folder of curated examples"
+        )
     with _progress(quiet=as_json) as report:
         outcome = run_training(
             mode.value,
@@ -88,7 +123,7 @@ def train(
             steps=steps,
             workers=workers,
             network=network.value,
-            device=None if device == "auto" else device,
+            device=where,
             report=report,
         )
     figures = {} if outcome.evaluation is None else outcome.evaluation.flat()

@@ -55,6 +55,9 @@ _NO_TEMPLATE = 0.1
 #: Stamps that go through the network at once.
 _BATCH = 64
 
+#: Labelled alerts of each kind without which probabilities are not fitted to them.
+LEAST = 10
+
 #: Classes besides the network's: not real; and not to be told, where the forests disagree on which side of ½ it is.
 BOGUS, UNSURE = "bogus", "unsure"
 
@@ -206,7 +209,7 @@ def stamps_of(shards: ShardSet) -> tuple[list[Stamp], pd.DataFrame]:
         for x, y, v, w in zip(place["x"], place["y"], verdict, which, strict=True):
             if v == NEITHER:
                 continue
-            cuts = [_cut(image, x, y) for image in (difference, science, template)]
+            cuts = [stamps.cut_out(image, x, y) for image in (difference, science, template)]
             try:
                 out.append(stamps.make_stamp(*cuts))
             except ValueError:
@@ -217,12 +220,51 @@ def stamps_of(shards: ShardSet) -> tuple[list[Stamp], pd.DataFrame]:
     return out, pd.DataFrame(rows, columns=["image_id", "real", "label", "kind"])
 
 
-def _cut(image: npt.NDArray[np.float32], x: float, y: float) -> npt.NDArray[np.float32]:
-    """Return 63² pixels around (x, y), NaN beyond the image: the size that surveys send."""
-    from astropy.nddata import Cutout2D
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Stamps to learn from.
 
-    cut = Cutout2D(image, (x, y), SIDE - 1, mode="partial", fill_value=np.nan)
-    return np.asarray(cut.data, np.float32)
+    Attributes
+    ----------
+    features:
+        `stamp_features` of each.
+    real:
+        (rows,) bool.
+    groups:
+        (rows,) the image or object of each: what shares one is no independent witness.
+    weight:
+        (rows,) how much each counts.
+    """
+
+    features: pd.DataFrame
+    real: npt.NDArray[np.bool_]
+    groups: npt.NDArray[Any]
+    weight: Floats
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def take(self, rows: npt.NDArray[Any]) -> Material:
+        """Return some of its rows."""
+        return Material(self.features.iloc[rows], self.real[rows], self.groups[rows], self.weight[rows])
+
+    def drawn(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Return how often each row comes in a bootstrap of whole groups."""
+        codes, names = pd.factorize(self.groups)
+        return np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[codes]
+
+
+def simulated_material(
+    shards: ShardSet, detector: Detector, *, seed: int = 0, device: str | torch.device | None = None
+) -> Material:
+    """Return the candidates of labelled images that the detector's network was not trained on."""
+    each, known = stamps_of(shards)
+    rng = np.random.default_rng(seed)
+    # Some surveys send no template: one stamp in ten is learned from as if it had none.
+    each = [replace(s, template=None) if rng.random() < _NO_TEMPLATE else s for s in each]
+    features = stamp_features(each, detector, device=device)
+    groups = known["image_id"].to_numpy(object)
+    return Material(features, known["real"].to_numpy(bool), groups, np.ones(len(known)))
 
 
 def fit_alert_model(
@@ -236,46 +278,79 @@ def fit_alert_model(
 ) -> AlertModel:
     """Return a model fitted to the candidates of labelled images that the detector's network was not trained on.
 
-    Each forest is grown on a bootstrap of the images (of whole images: stamps of one share its sky); the calibration is
-    found on the images that a forest did not see.
+    As `fit_forests`.
 
     Raises
     ------
     ModelError
         If there are too few examples, or the detector did not come from a file.
     """
+    material = simulated_material(shards, detector, seed=seed, device=device)
+    model = fit_forests(material, detector, name=name, version=version, seed=seed)
+    return replace(model, facts={**model.facts, "data": shards.hash})
+
+
+def fit_forests(
+    simulated: Material,
+    detector: Detector,
+    curated: Material | None = None,
+    *,
+    share: float = 0.0,
+    name: str = "astrid-alerts",
+    version: str = "",
+    seed: int = 0,
+) -> AlertModel:
+    """Return forests grown on simulated stamps and, with `share` of all weight, curated ones.
+
+    Each forest is grown on a bootstrap of the images and objects (whole ones: stamps of one share its sky); the
+    calibration is found on what a forest did not see: on the curated ones where there are `LEAST` of each kind, since
+    real alerts are what it is for, else on the simulated.
+
+    Raises
+    ------
+    ModelError
+        If there are too few examples, the share is not from 0 to 1, or the detector did not come from a file.
+    """
     if not detector.digest:
         raise ModelError("the detector was not loaded from a file", remedy="save it, and load it again")
-    each, known = stamps_of(shards)
-    rng = np.random.default_rng(seed)
-    # Some surveys send no template: one stamp in ten is learned from as if it had none.
-    each = [replace(s, template=None) if rng.random() < _NO_TEMPLATE else s for s in each]
-    features = stamp_features(each, detector, device=device)
-    images = known["image_id"].unique()
+    if not 0 <= share < 1:
+        raise ModelError(f"a share of {share} cannot be", where="curated examples", remedy="choose 0 to 0.9")
+    parts = [simulated] if curated is None or not share else [simulated, curated]
+    # Σ weight of the curated over that of all is the share.
+    scales = [1.0] + [share / (1 - share) * simulated.weight.sum() / part.weight.sum() for part in parts[1:]]
+    last = parts[-1]
+    enough = min(int(last.real.sum()), int((~last.real).sum())) >= LEAST
+    judge = len(parts) - 1 if enough else 0
+    rng = np.random.default_rng([seed, 1])
     members, outside_z, outside_y = [], [], []
     for n in range(MEMBERS):
-        drawn = pd.Series(rng.choice(images, len(images))).value_counts()
-        times = known["image_id"].map(drawn).fillna(0).to_numpy(int)
-        rows = np.repeat(np.arange(len(known)), times)
+        times = [part.drawn(rng) for part in parts]
+        rows = [np.repeat(np.arange(len(part)), t) for part, t in zip(parts, times, strict=True)]
+        drawn = [part.take(r) for part, r in zip(parts, rows, strict=True)]
         member = fit_real_bogus(
-            features.iloc[rows],
-            known["real"].iloc[rows],
+            pd.concat([d.features for d in drawn], ignore_index=True),
+            np.concatenate([d.real for d in drawn]),
             FEATURES,
-            groups=known["image_id"].iloc[rows],
+            groups=np.concatenate([d.groups for d in drawn]),
+            weight=np.concatenate([k * d.weight for k, d in zip(scales, drawn, strict=True)]),
             seed=seed + n,
         )
         members.append(member)
-        outside_z.append(member.logit(features[times == 0]))
-        outside_y.append(known["real"].to_numpy(bool)[times == 0])
-    calibrator = choose(np.concatenate(outside_z), np.concatenate(outside_y), seed=seed)
-    facts = {
-        "learned_from": "simulated stamps",
-        "stamps": len(known),
-        "real": int(known["real"].sum()),
-        "images": len(images),
-        "data": shards.hash,
-        "calibrated_on": "simulated stamps that a forest did not see",
+        unseen = parts[judge].take(np.flatnonzero(times[judge] == 0))
+        outside_z.append(member.logit(unseen.features))
+        outside_y.append(unseen.real)
+    z, y = np.concatenate(outside_z), np.concatenate(outside_y)
+    calibrator = fit("platt", z, y) if judge else choose(z, y, seed=seed)
+    what = "curated examples" if judge else "simulated stamps"
+    facts: dict[str, Any] = {
+        "learned_from": " and ".join(["simulated stamps", "curated examples"][: len(parts)]),
+        "stamps": len(simulated),
+        "real": int(simulated.real.sum()),
+        "images": len(pd.unique(simulated.groups)),
+        "calibrated_on": f"{what} that a forest did not see",
     }
+    if len(parts) > 1:
+        facts |= {"curated": len(last), "curated_real": int(last.real.sum()), "curated_share": share}
     return AlertModel(tuple(members), calibrator, detector.digest, name, version, facts)
 
 
@@ -288,7 +363,7 @@ def calibrated_on(model: AlertModel, features: pd.DataFrame, real: npt.ArrayLike
         If fewer than 10 alerts are real, or bogus.
     """
     y = np.asarray(real).astype(bool)
-    if min(y.sum(), (~y).sum()) < 10:
+    if min(y.sum(), (~y).sum()) < LEAST:
         raise ModelError(
             f"{int(y.sum())} real and {int((~y).sum())} bogus alerts are too few to calibrate on",
             remedy="hand over more labelled alerts; at least 10 of each are needed",

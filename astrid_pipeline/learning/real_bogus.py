@@ -111,11 +111,13 @@ def fit_real_bogus(
     features: tuple[str, ...],
     *,
     groups: npt.ArrayLike | None = None,
+    weight: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> RealBogus:
     """Return boosted trees fitted to labelled peaks.
 
-    The number of trees is chosen on a tenth of the images (`groups`), never on peaks of images trained on.
+    The number of trees is chosen on a tenth of the images (`groups`), never on peaks of images trained on. `weight` is
+    how much each peak counts, 1 by default.
 
     Raises
     ------
@@ -131,6 +133,7 @@ def fit_real_bogus(
             where="real/bogus",
             remedy="use more labelled images; at least 20 of each are needed",
         )
+    w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
     keys = np.arange(len(y)) if groups is None else pd.factorize(np.asarray(groups))[0]
     rng = np.random.default_rng(seed)
     held = np.isin(keys, rng.permutation(keys.max() + 1)[: max(1, (keys.max() + 1) // 10)])
@@ -144,13 +147,13 @@ def fit_real_bogus(
     }
     trees = 150
     if 0 < y[held].sum() < held.sum() and 0 < y[~held].sum() < (~held).sum():
-        trial = HistGradientBoostingClassifier(max_iter=300, **options).fit(rows[~held], y[~held])
+        trial = HistGradientBoostingClassifier(max_iter=300, **options).fit(rows[~held], y[~held], w[~held])
         losses = []
         for p in trial.staged_predict_proba(rows[held]):
             q = np.clip(p[:, 1], 1e-9, 1 - 1e-9)
-            losses.append(-np.mean(np.where(y[held], np.log(q), np.log(1 - q))))
+            losses.append(-np.average(np.where(y[held], np.log(q), np.log(1 - q)), weights=w[held]))
         trees = int(np.argmin(losses)) + 1
-    model = HistGradientBoostingClassifier(max_iter=max(trees, 10), **options).fit(rows, y)
+    model = HistGradientBoostingClassifier(max_iter=max(trees, 10), **options).fit(rows, y, w)
     forest, baseline = from_boosting(model)
     facts = {"trees": len(forest.roots), "real": int(y.sum()), "bogus": int((~y).sum()), "seed": seed}
     return RealBogus(forest, baseline, features, facts)

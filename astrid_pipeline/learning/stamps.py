@@ -152,6 +152,14 @@ _YY, _XX = np.mgrid[:SIDE, :SIDE] - SIDE // 2
 _DISTANCE = np.hypot(_YY, _XX)
 
 
+def cut_out(image: Image, x: float, y: float) -> Image:
+    """Return 63² pixels around (x, y), NaN beyond the image: the size that surveys send."""
+    from astropy.nddata import Cutout2D
+
+    cut = Cutout2D(image, (x, y), SIDE - 1, mode="partial", fill_value=np.nan)
+    return np.asarray(cut.data, np.float32)
+
+
 def filled(image: Image, side: int, x: float, y: float) -> Image:
     """Return a cut-out that a survey cut short at the frame's edge with the missing rows and columns as NaN.
 
