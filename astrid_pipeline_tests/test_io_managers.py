@@ -270,6 +270,8 @@ def test_a_damaged_exposure_is_found_by_its_digest(
     with pytest.raises(StoreError, match="not what was written") as caught:
         frames["2026-01-02-1"]
     assert caught.value.permanent
+    with pytest.raises(StoreError, match="not what was written"):
+        frames.near("2026-01-02-1", np.array([150.0]), np.array([2.0]))
     assert frames["2026-01-02-0"].name == "2026-01-02-0"
     store.put_bytes("calibrated/m31/2026-01-02/index.json", b"{")
     with pytest.raises(StoreError, match="index"):

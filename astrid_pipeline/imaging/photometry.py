@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -10,10 +12,17 @@ from astrid_pipeline.errors import InputError
 from astrid_pipeline.imaging.frame import Difference, Image
 from astrid_pipeline.tables import Column, TableSchema
 
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+    from astrid_pipeline.imaging.flux_planes import FluxPlanes
+
 #: An upper limit is this many standard errors: a source of that flux is missed once in a thousand times.
 LIMIT = 3.0
 #: Side of the neighbourhood that a flux is interpolated from; sinc-like kernels of 8 px are good to 1e-3 for FWHM ≥ 2.
 TAPS = 8
+#: No pixel farther than this from a position, px an axis, has a part in its flux, error or flags.
+REACH = TAPS // 2 + 1
 
 FORCED = TableSchema(
     "forced_photometry",
@@ -42,7 +51,7 @@ FORCED = TableSchema(
 
 
 def forced_photometry(
-    difference: Difference,
+    difference: Difference | FluxPlanes,
     ra: npt.ArrayLike | None = None,
     dec: npt.ArrayLike | None = None,
     *,
@@ -54,7 +63,7 @@ def forced_photometry(
     Parameters
     ----------
     difference:
-        What `subtract` returned.
+        What `subtract` returned, or what `read_flux_planes` read for these positions.
     ra, dec:
         ICRS degrees; or
     x, y:
@@ -85,7 +94,7 @@ def forced_photometry(
                 where=where,
                 remedy="give pixel positions x and y",
             )
-        xs, ys = _to_pixels(difference, ras, decs)
+        xs, ys = sky_to_pixels(difference.wcs, ras, decs)
     else:
         assert x is not None
         assert y is not None
@@ -133,19 +142,18 @@ def _pair(
     return first, second
 
 
-def _to_pixels(
-    difference: Difference, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+def sky_to_pixels(
+    wcs: WCS, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return pixel positions; NaN where the WCS does not reach."""
+    """Return the pixel positions (zero-based) of ICRS degrees; NaN where the WCS does not reach."""
     from astropy.wcs import NoConvergence
 
-    assert difference.wcs is not None
     xs, ys = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
     good = np.isfinite(ra) & np.isfinite(dec)
     if not good.any():
         return xs, ys
     try:
-        xs[good], ys[good] = difference.wcs.all_world2pix(ra[good], dec[good], 0)
+        xs[good], ys[good] = wcs.all_world2pix(ra[good], dec[good], 0)
     except NoConvergence as error:
         # Positions far outside a distorted frame do not converge; those that did are kept.
         best = np.array(error.best_solution, float)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +11,22 @@ import pandas as pd
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.imaging.mask import UNUSABLE, is_set
 from astrid_pipeline.imaging.photometry import forced_photometry
+from astrid_pipeline.resources.frames import Frames
+
+if TYPE_CHECKING:
+    from astrid_pipeline.imaging.flux_planes import FluxPlanes
 
 #: From this S/N on a point is a measurement with a magnitude; below, it is an upper limit.
 MEASURED_SNR = 3.0
 
 
-def measure_exposure(difference: Difference, objects: pd.DataFrame) -> pd.DataFrame:
+def measure_exposure(difference: Difference | FluxPlanes, objects: pd.DataFrame) -> pd.DataFrame:
     """Return the forced photometry of one difference image at the objects' places.
 
     Parameters
     ----------
+    difference:
+        Whole, or what was read of it for just these objects.
     objects:
         id, ra, dec (ICRS degrees).
 
@@ -62,10 +68,16 @@ def measure_exposure(difference: Difference, objects: pd.DataFrame) -> pd.DataFr
 
 
 def measure_night(differences: Mapping[str, Difference], objects: pd.DataFrame) -> pd.DataFrame:
-    """Return `measure_exposure` of every exposure, one below the other; each is read once."""
-    parts = (
-        [measure_exposure(differences[key], objects) for key in sorted(differences)] if len(objects) else []
-    )
+    """Return `measure_exposure` of every exposure, one below the other; of stored ones only what is needed is read."""
+    if not len(objects):
+        return pd.DataFrame()
+    ra, dec = (objects[name].to_numpy(float) for name in ("ra", "dec"))
+    parts = []
+    for key in sorted(differences):
+        if isinstance(differences, Frames):
+            parts.append(measure_exposure(differences.near(key, ra, dec), objects))
+        else:
+            parts.append(measure_exposure(differences[key], objects))
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from astrid_pipeline.errors import MissingProductError
 from astrid_pipeline.resources.store import LocalStore, Store, damaged, sha256_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from astrid_pipeline.imaging.flux_planes import FluxPlanes
+    from astrid_pipeline.imaging.frame import Difference
 
 INDEX = "index.json"
 
 
 class Frames(Mapping[str, Any]):
     """A night's exposures: exposure id → `Frame` or `Difference`. The type to annotate assets' values with."""
+
+    def near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | FluxPlanes:
+        """Return of a difference at least what photometry at these places (ICRS degrees) needs."""
+        found: Difference = self[name]
+        return found
 
 
 @dataclass(frozen=True)
@@ -190,17 +204,29 @@ class StoredFrames(Frames):
         return dict(self._index.entries[name].meta)
 
     def __getitem__(self, name: str) -> Any:
+        return self._get(name, read_product)
+
+    def near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | FluxPlanes:
+        """Return of a difference what photometry at these places (ICRS degrees) needs, and no more."""
+        from astrid_pipeline.imaging.flux_planes import read_flux_planes
+
+        found: FluxPlanes = self._get(name, lambda kind, path: read_flux_planes(path, ra, dec))
+        return found
+
+    def _get(self, name: str, read: Callable[[str, Path], Any]) -> Any:
         entry = self._index.entries[name]
         try:
-            return self._read(entry)
+            return self._read(entry, read)
         except MissingProductError:
             self._index = read_index(self._store, self._folder)
             renewed = self._index.entries.get(name)
             if renewed is None or renewed == entry:
                 raise
-            return self._read(renewed)
+            return self._read(renewed, read)
 
-    def _read(self, entry: IndexEntry) -> Any:
+    def _read(self, entry: IndexEntry, read: Callable[[str, Path], Any]) -> Any:
         with self._store.open_local(entry.key) as path:
             try:
                 digest = sha256_of(path)
@@ -212,7 +238,7 @@ class StoredFrames(Frames):
                 raise damaged(
                     self._store.location(entry.key), "the file is not what was written (SHA-256 differs)"
                 )
-            return read_product(entry.kind, path)
+            return read(entry.kind, path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.entries)
@@ -232,6 +258,12 @@ class JoinedFrames(Frames):
 
     def __getitem__(self, name: str) -> Any:
         return self._owner[name][name]
+
+    def near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | FluxPlanes:
+        """Return of a difference what photometry at these places (ICRS degrees) needs."""
+        return self._owner[name].near(name, ra, dec)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)

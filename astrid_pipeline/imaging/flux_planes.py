@@ -1,0 +1,103 @@
+"""What forced photometry needs of a stored difference, read only around the places that it is asked about.
+
+A new object gets its flux from every earlier night of its field. Reading nine planes of each exposure whole for a
+handful of pixels is what a year of nights would mostly be spent on; the planes are stored in tiles of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+from astropy.wcs import WCS
+
+from astrid_pipeline.errors import ReadError
+from astrid_pipeline.imaging.frame import Image, MaskArray
+from astrid_pipeline.imaging.io import LAYOUT, is_astrid_file
+from astrid_pipeline.imaging.photometry import REACH, sky_to_pixels
+
+_REMEDY = "make the product again"
+
+
+@dataclass(frozen=True, eq=False)
+class FluxPlanes:
+    """The planes of a `Difference` that `forced_photometry` looks at, filled near some places only and 0 elsewhere."""
+
+    flux: Image
+    flux_err: Image
+    mask: MaskArray
+    wcs: WCS | None
+    meta: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.flux.shape[0], self.flux.shape[1]
+
+
+def read_flux_planes(
+    path: str | Path, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+) -> FluxPlanes:
+    """Read of a difference that `write_difference` wrote the tiles around sky positions (ICRS degrees).
+
+    Raises
+    ------
+    ReadError
+        If the file is absent, damaged, or not such a file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with fits.open(path, memmap=False) as hdus:
+                header = hdus[0].header
+                found = is_astrid_file(header)
+                if found != "difference" or header.get("ASTRIDV") != LAYOUT:
+                    what = f"holds no difference of this version, but {found or 'something else'}"
+                    raise ReadError(what, where=path, remedy=_REMEDY)
+                meta = json.loads(header["META"])
+                first = hdus["SCI"].header
+                wcs = WCS(first) if "CTYPE1" in first else None
+                x, y = sky_to_pixels(wcs, ra, dec) if wcs is not None else (np.zeros(0), np.zeros(0))
+                mask, flux, error = (_near(hdus[name], x, y) for name in ("DQ", "FLUX", "FLUX_ERR"))
+                return FluxPlanes(
+                    flux.astype(np.float32, copy=False),
+                    error.astype(np.float32, copy=False),
+                    mask.astype(np.int32, copy=False),
+                    wcs,
+                    meta,
+                )
+    except ReadError:
+        raise
+    except FileNotFoundError as error_:
+        raise ReadError("is not there", where=path, remedy=_REMEDY) from error_
+    except (OSError, EOFError, KeyError, ValueError, TypeError, IndexError) as error_:
+        raise ReadError(f"cannot be read: {error_}", where=path, remedy=_REMEDY) from error_
+
+
+def _near(hdu: Any, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Return an image filled with the tiles that hold what photometry at x, y reads."""
+    height, width = hdu.shape
+    rows, columns = hdu.tile_shape
+    wanted: set[tuple[int, int]] = set()
+    for column, row in zip(x, y, strict=True):
+        if not (-REACH < column < width + REACH and -REACH < row < height + REACH):
+            continue
+        low, high = (np.clip(row + d, 0, height - 1) // rows for d in (-REACH, REACH))
+        left, right = (np.clip(column + d, 0, width - 1) // columns for d in (-REACH, REACH))
+        wanted |= {(i, j) for i in range(int(low), int(high) + 1) for j in range(int(left), int(right) + 1)}
+    # Memory that nobody touches is not taken.
+    out = np.zeros((height, width), np.int32 if hdu.header["BITPIX"] > 0 else np.float32)
+    if 2 * len(wanted) > (-(-height // rows)) * (-(-width // columns)):
+        out[:] = hdu.data
+        return out
+    for i, j in wanted:
+        part = np.s_[i * rows : min((i + 1) * rows, height), j * columns : min((j + 1) * columns, width)]
+        out[part] = hdu.section[part]
+    return out
