@@ -47,6 +47,11 @@ class TrainingConfig(dg.Config):
         description="share of simulated skies beside the nights' own; default: 0.9 with one night, none from ten on",
     )
     seed: int = Field(default=0, description="of crops, dropout and fits")
+    processes: int = Field(
+        default=1,
+        gt=0,
+        description="that train together on this machine, one a GPU; they share each step's 8 crops",
+    )
 
 
 def _splits(dataset: pd.DataFrame, products: ProductsResource, names: tuple[str, ...]) -> dict[str, ShardSet]:
@@ -127,10 +132,17 @@ def unet(
             initial=detector.champion() if config.from_champion else None,
             device=detector.device,
             progress=progress,
+            processes=config.processes,
         )
         for row in result.history:
             attempt.log_metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
-        attempt.log_metrics({"joules": result.joules, "train_seconds": result.seconds})
+        attempt.log_metrics(
+            {
+                "joules": result.joules,
+                "train_seconds": result.seconds,
+                "waited_for_data": result.waited / result.seconds,
+            }
+        )
         attempt.log_tags({"energy_source": result.energy_source, "data_hash": result.data_hash})
         curve = training_png(result.history)
         attempt.log_bytes(curve, "curves.png")
@@ -155,6 +167,7 @@ def unet(
                 "nights": nights,
                 "valid_ap": number(result.best.get("valid_ap"), 3),
                 "seconds": number(result.seconds, 1),
+                "waited_for_data_percent": number(100 * result.waited / result.seconds, 1),
                 "joules": number(result.joules, 0),
                 "energy_source": result.energy_source,
                 "device": result.device,

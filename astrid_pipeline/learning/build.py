@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="optimiser steps (full: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that train together, one a GPU")
     parser.add_argument("--network", choices=("unet", "unetpp"), default="unet")
     parser.add_argument("--device")
     parser.add_argument("--version", help="what the model calls itself")
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=a.device,
             version=a.version,
             report=_Lines(),
+            processes=a.processes,
         )
     except AstridError as error:
         print(error, file=sys.stderr)

@@ -56,7 +56,8 @@ def _cpu_seconds() -> float:
             times = each.cpu_times()
         except psutil.Error:
             continue
-        total += times.user + times.system
+        # Children that have ended meanwhile count too, as what their parent has waited for.
+        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: How a sum over a process's crops becomes that over the whole batch.
+Whole = Callable[[Tensor], Tensor]
 
-def heat_loss(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+def heat_loss(logits: Tensor, heat: Tensor, weight: Tensor, whole: Whole = _alone) -> Tensor:
     """Return CenterNet's focal loss of heat maps, a source (Zhou et al. 2019, eq. 1, α = 2, β = 4).
 
     At the pixel of a source, where `heat` is exactly 1, it is -(1 - p)² log p; elsewhere -(1 - heat)⁴ p² log(1 - p),
@@ -19,6 +28,8 @@ def heat_loss(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
         (N, classes, H, W).
     weight:
         (N, H, W); 0 where nothing counts.
+    whole:
+        `ranks.total` where other processes have the rest of the batch.
     """
     logits = logits.float()
     p = torch.sigmoid(logits)
@@ -27,10 +38,11 @@ def heat_loss(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
     miss = (1 - heat) ** 4 * p**2 * F.logsigmoid(-logits)
     total = torch.where(centre, hit, miss) * weight[:, None]
     sources = (centre * weight[:, None]).sum()
-    return -total.sum() / sources.clamp(min=1)
+    cost, sources = whole(torch.stack([total.sum(), sources]))
+    return -cost / sources.clamp(min=1)
 
 
-def mask_loss(logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, mask: Tensor, weight: Tensor, whole: Whole = _alone) -> Tensor:
     """Return soft Dice plus focal cross-entropy of the mask.
 
     Dice (Milletari et al. 2016) is blind to how few pixels are sources; the focal term (Lin et al. 2017, γ = 2)
@@ -40,11 +52,14 @@ def mask_loss(logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     ----------
     logits, mask, weight:
         (N, H, W).
+    whole:
+        As in `heat_loss`.
     """
     logits = logits.float()
     p = torch.sigmoid(logits)
-    inside = (p * mask * weight).sum()
-    dice = 1 - (2 * inside + 1) / ((p * weight).sum() + (mask * weight).sum() + 1)
     wrong = torch.where(mask > 0, 1 - p, p)
     focal = wrong**2 * F.binary_cross_entropy_with_logits(logits, mask, reduction="none") * weight
-    return dice + focal.sum() / (mask * weight).sum().clamp(min=1)
+    sums = (p * mask * weight, p * weight, mask * weight, focal)
+    inside, predicted, true, cost = whole(torch.stack([part.sum() for part in sums]))
+    dice = 1 - (2 * inside + 1) / (predicted + true + 1)
+    return dice + cost / true.clamp(min=1)

@@ -46,6 +46,7 @@ def train_network(
     initial: Detector | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> TrainingResult:
     """Train on `train`, choose by `held_out`, and keep the network with its peaks on `second` and `held_out`.
 
@@ -57,6 +58,8 @@ def train_network(
         Detector whose network is gone on from; None starts from nothing.
     out:
         Gets `network.safetensors` and the peaks as Parquet, from which the later steps learn.
+    processes:
+        That train together, one a GPU (`train.train`).
     """
     result = train(
         splits["train"],
@@ -67,6 +70,7 @@ def train_network(
         device=device,
         initial=None if initial is None else initial.network,
         progress=progress,
+        processes=processes,
     )
     network = load_network(result.weights)
     for split in ("second", "held_out"):

@@ -226,6 +226,24 @@ class ShardSet:
         self._truth_of = {str(k): v for k, v in self.truth.groupby("image_id", sort=False)}
         self._candidates_of = {str(k): v for k, v in self.candidates.groupby("image_id", sort=False)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # To another process goes where the planes lie, not the planes: it maps them itself.
+        mapped = {
+            name: {key: (str(array.filename), array.shape) for key, array in getattr(self, name).items()}
+            for name in ("_planes", "_labels")
+        }
+        return {**self.__dict__, **mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("_planes", "_labels"):
+            mapped = {}
+            for key, (path, shape) in state[name].items():
+                mapped[key] = np.load(path, mmap_mode="r", allow_pickle=False)
+                if mapped[key].shape != shape:
+                    raise ReadError("the shard was made again meanwhile", where=path, remedy="run it again")
+            setattr(self, name, mapped)
+
     def __len__(self) -> int:
         return len(self.images)
 

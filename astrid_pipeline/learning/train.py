@@ -1,23 +1,24 @@
-"""Training a network: one process, any device, the same result by seed, and on again after a kill."""
+"""Training a network: on any device, by one process or several, the same by seed, and on again after a kill."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning import weights
+from astrid_pipeline.learning import ranks, weights
 from astrid_pipeline.learning.energy import EnergyMeter
+from astrid_pipeline.learning.loader import Batch, Loader
 from astrid_pipeline.learning.losses import heat_loss, mask_loss
 from astrid_pipeline.learning.network import half_precision, pick_device
 from astrid_pipeline.learning.shards import ShardSet
@@ -29,8 +30,6 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 #: Differences of average precision that a dozen validation images cannot tell from none.
 _AP_NOISE = 0.01
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -44,39 +43,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
-def draw_batch(shards: ShardSet, config: TrainConfig, step: int) -> Batch:
-    """Return the crops of a step: planes (N, 4, s, s), heat, mask and weight.
-
-    They depend on the seed and the step alone, so a training that goes on sees what it would have seen. Each crop
-    is turned and mirrored at random; the split was made before, by sky.
-    """
-    rng = np.random.default_rng([config.seed, 1, step])
-    count = min(config.limit_images or len(shards), len(shards))
-    height, width = shards.shape
-    if min(height, width) < config.crop:
-        raise ModelError(f"crops of {config.crop} px do not fit into images of {height} × {width}")
-    parts: list[list[npt.NDArray[np.float32]]] = [[], [], [], []]
-    for _ in range(config.batch):
-        index = int(rng.integers(count))
-        y0 = int(rng.integers(height - config.crop + 1))
-        x0 = int(rng.integers(width - config.crop + 1))
-        turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-        planes, target = shards.crop(index, y0, x0, config.crop)
-        for part, array in zip(parts, (planes, target.heat, target.mask, target.weight), strict=True):
-            array = array[..., ::-1] if mirror else array
-            part.append(np.rot90(array, turns, axes=(-2, -1)))
-    stacked = [torch.from_numpy(np.ascontiguousarray(np.stack(part))) for part in parts]
-    return stacked[0], stacked[1], stacked[2], stacked[3]
-
-
 def _losses(
     network: nn.Module, batch: Batch, config: TrainConfig, device: torch.device, bf16: bool
 ) -> list[Tensor]:
     planes, heat, mask, weight = (part.to(device, non_blocking=True) for part in batch)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         logits = network(planes.contiguous(memory_format=torch.channels_last))
-    first = heat_loss(logits[:, :-1], heat, weight)
-    second = mask_loss(logits[:, -1], mask, weight)
+    first = heat_loss(logits[:, :-1], heat, weight, ranks.total)
+    second = mask_loss(logits[:, -1], mask, weight, ranks.total)
     return [first + config.mask_weight * second, first, second]
 
 
@@ -85,8 +59,10 @@ class _Run:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device = config, device
+        self.config, self.device, self.rank = config, device, ranks.current()
         network = build_network(config.network, **config.options)
+        if self.rank.world > 1:
+            network = ranks.over_whole_batches(network, device)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -99,14 +75,20 @@ class _Run:
         self.best_state: dict[str, Tensor] = {}
         self.recent: list[list[float]] = []
         self.seconds = 0.0
+        self.parallel: nn.Module | None = None
 
     def advance(self, batch: Batch) -> list[float]:
         """Do one step and return loss, heat loss and mask loss."""
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, 2, self.step]).generate_state(1)[0]))
+        # Each process drops channels of its own; the first as if it were alone.
+        drawn = [self.config.seed, 2, self.step, *([self.rank.number] if self.rank.number else [])]
+        torch.manual_seed(int(np.random.SeedSequence(drawn).generate_state(1)[0]))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         self.network.train()
-        losses = _losses(self.network, batch, self.config, self.device, self.bf16)
+        if self.parallel is None:
+            # Not before its values are what a checkpoint or another network says: they go to all processes.
+            self.parallel = ranks.in_parallel(self.network, self.device)
+        losses = _losses(self.parallel, batch, self.config, self.device, self.bf16)
         if not torch.isfinite(losses[0]):
             raise ModelError(
                 f"the loss became {losses[0].item()} at step {self.step}",
@@ -189,6 +171,8 @@ def train(
     resume: bool = True,
     initial: nn.Module | None = None,
     progress: Progress | None = None,
+    processes: int = 1,
+    loaders: int | None = None,
 ) -> TrainingResult:
     """Train a network and write the best one, by validation, to ``out/network.safetensors``.
 
@@ -204,18 +188,40 @@ def train(
         Go on from the checkpoint in `out` if it belongs to the same settings and data.
     initial:
         A network of the same make to start from instead of random weights: nights add to what is known.
+    processes:
+        That share each batch, on this machine: one a GPU. Processes that `torchrun` or another has started, with
+        torch's process group made, call this as they are; all need the same `out`.
+    loaders:
+        Processes that draw crops ahead of time, for each that trains; None: by the device (`loader.loaders_for`). They
+        change nothing of the result.
 
     Raises
     ------
+    ConfigError
+        If so many processes cannot share the batch, or the GPUs.
     ModelError
-        If the loss diverges, or a checkpoint is damaged.
+        If the loss diverges, a checkpoint is damaged, or a process was killed.
     """
     config = config_for(mode, config)
     where = pick_device(device)
     out.mkdir(parents=True, exist_ok=True)
+    rank = ranks.current()
+    ranks.check_processes(processes if rank.world == 1 else rank.world, where, config.batch)
+    if processes > 1 and rank.world == 1:
+        given = {"train_shards": train_shards, "valid_shards": valid_shards, "mode": mode, "config": config}
+        given |= {"out": out, "resume": resume, "initial": initial, "loaders": loaders}
+        with EnergyMeter() as meter:
+            made = ranks.train_in_processes(processes, given, where, progress)
+        return dataclasses.replace(made, joules=meter.joules, energy_source=meter.source)
     checkpoint = out / "checkpoint.pt"
     run = _Run(config, where)
-    key = {"config": weights.canonical(config.as_dict()), "data": train_shards.hash, "device": where.type}
+    key: dict[str, Any] = {
+        "config": weights.canonical(config.as_dict()),
+        "data": train_shards.hash,
+        "device": where.type,
+    }
+    if rank.world > 1:
+        key["processes"] = rank.world
     if initial is not None:
         key["initial"] = weights.digest(weights.network_tensors(initial))
         try:
@@ -226,7 +232,14 @@ def train(
                 where="training",
                 remedy="start without it",
             ) from error
-    resumed = run.step if resume and checkpoint.exists() and run.load(checkpoint, key) else 0
+    there = ranks.agree(resume and checkpoint.exists())
+    resumed = run.step if there and run.load(checkpoint, key) else 0
+    if ranks.agree(resumed) != resumed:
+        raise ModelError(
+            "the processes have not all read the same checkpoint",
+            where=checkpoint,
+            remedy="give all of them one folder",
+        )
     total = config.steps
     figures: dict[str, float] = {}
     before = torch.are_deterministic_algorithms_enabled()
@@ -234,16 +247,23 @@ def train(
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with EnergyMeter() as meter:
-            stopped = _stale(run)
+            stopped = ranks.agree(_stale(run))
             began, earlier = time.perf_counter(), run.seconds
+            # Nothing is loaded where nothing is left to do.
+            batches = Loader(train_shards, config, total if stopped else run.step, where, rank, loaders)
             while run.step < total and not stopped:
-                run.recent.append(run.advance(draw_batch(train_shards, config, run.step)))
-                figures["loss"] = float(np.mean([r[0] for r in run.recent[-50:]]))
+                run.recent.append(run.advance(next(batches)))
                 run.seconds = earlier + time.perf_counter() - began
-                if run.step % config.validate_every == 0 or run.step == total:
-                    figures |= _validate(run, valid_shards, np.mean(run.recent, axis=0).tolist())
+                at_look = run.step % config.validate_every == 0 or run.step == total
+                if rank.first:
+                    figures["loss"] = float(np.mean([r[0] for r in run.recent[-50:]]))
+                    if at_look:
+                        figures |= _validate(run, valid_shards, np.mean(run.recent, axis=0).tolist())
+                if at_look:
                     run.recent.clear()
-                    stopped = _stale(run)
+                    stopped = ranks.agree(_stale(run))
+                if not rank.first:
+                    continue
                 if run.step % config.checkpoint_every == 0 and run.step < total:
                     run.save(checkpoint, key)
                 if progress is not None:
@@ -251,24 +271,29 @@ def train(
     finally:
         torch.use_deterministic_algorithms(before)
     path = out / "network.safetensors"
+    if not rank.first:
+        return ranks.agree(cast(TrainingResult, None))
     run.network.load_state_dict(run.best_state)
     facts = {"data_hash": train_shards.hash, "step": run.best["step"], "valid_ap": run.best["valid_ap"]}
     weights.save_network(path, run.network, facts)
     checkpoint.unlink(missing_ok=True)
-    return TrainingResult(
-        weights=path,
-        history=run.history,
-        best=run.best,
-        steps=run.step,
-        stopped_early=stopped and run.step < total,
-        resumed_from=resumed,
-        seconds=meter.seconds,
-        joules=meter.joules,
-        energy_source=meter.source,
-        data_hash=train_shards.hash,
-        device=str(where),
-        parameters=count_parameters(run.network),
-        config=config,
+    return ranks.agree(
+        TrainingResult(
+            weights=path,
+            history=run.history,
+            best=run.best,
+            steps=run.step,
+            stopped_early=stopped and run.step < total,
+            resumed_from=resumed,
+            seconds=meter.seconds,
+            joules=meter.joules,
+            energy_source=meter.source,
+            data_hash=train_shards.hash,
+            device=str(where) if rank.world == 1 else f"{rank.world} × {where.type}",
+            parameters=count_parameters(run.network),
+            config=config,
+            waited=batches.waited,
+        )
     )
 
 

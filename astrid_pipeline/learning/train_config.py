@@ -135,6 +135,8 @@ class TrainingResult:
         Of this run; the source is ``rapl`` or ``estimated``, with ``+nvml`` where GPUs were counted.
     data_hash, device, parameters, config:
         What it was trained on, where, its size and settings.
+    waited:
+        Seconds of this run in which the network waited for crops; the first process's where there are several.
     """
 
     weights: Path
@@ -150,3 +152,4 @@ class TrainingResult:
     device: str
     parameters: int
     config: TrainConfig
+    waited: float = 0.0

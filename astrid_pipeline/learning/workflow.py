@@ -75,6 +75,7 @@ def run_training(
     device: str | None = None,
     version: str | None = None,
     report: Report | None = None,
+    processes: int = 1,
 ) -> TrainingOutcome:
     """Make a detector from nothing, in `out`; go on where an earlier call was killed.
 
@@ -90,11 +91,13 @@ def run_training(
         Processes that simulate, and threads that train.
     report:
         Called as it goes.
+    processes:
+        That train the network together, one a GPU (`train.train`).
 
     Raises
     ------
     ConfigError
-        If the mode is not known, or custom lacks its numbers.
+        If the mode is not known, custom lacks its numbers, or so many processes cannot share the work.
     ModelError
         If too little could be learned to calibrate a detector.
     """
@@ -137,6 +140,7 @@ def run_training(
         out=out,
         device=device,
         progress=lambda step, total, figures: tell("training", step, total, figures),
+        processes=processes,
     )
     seconds["training"] = result.seconds
     files = {"network": result.weights}

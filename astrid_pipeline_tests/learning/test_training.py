@@ -6,8 +6,9 @@ import torch
 
 from astrid_pipeline.errors import ConfigError, ModelError
 from astrid_pipeline.learning import train as training
+from astrid_pipeline.learning.loader import draw_batch
 from astrid_pipeline.learning.network import predict
-from astrid_pipeline.learning.train import draw_batch, learning_rate, train
+from astrid_pipeline.learning.train import learning_rate, train
 from astrid_pipeline.learning.train_config import TrainConfig, config_for
 from astrid_pipeline.learning.weights import load_network
 from astrid_pipeline_tests.learning.helpers import toy_set
