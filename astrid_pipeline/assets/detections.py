@@ -78,15 +78,17 @@ def detections(
     The U-Net looks at whole difference images; its peaks are joined to the candidates, weighed by the
     real/bogus classifier and the anomaly detectors, and written to the catalogue.
     """
+    from astrid_pipeline.learning.energy import EnergyMeter
     from astrid_pipeline.night.differences import detect_night, meta_of
     from astrid_pipeline.night.drift import compare_night
 
     part = FieldNight.of(context)
     started = time.perf_counter()
     model = detector.champion()
-    outcome = detect_night(
-        difference_images, candidates, model, detector.device, context.log.info, config.min_snr
-    )
+    with EnergyMeter() as meter:
+        outcome = detect_night(
+            difference_images, candidates, model, detector.device, context.log.info, config.min_snr
+        )
     table = concat(DETECTIONS, outcome.products.values())
     catalogue.open().replace_partition(
         part.field,
@@ -108,6 +110,9 @@ def detections(
             "model": f"{model.name} {model.version}",
             "device": str(detector.device or "auto"),
             "seconds": number(time.perf_counter() - started, 2),
+            "joules": number(meter.joules, 1),
+            "joules_an_exposure": number(meter.joules / max(len(difference_images), 1), 2),
+            "energy_source": meter.source,
             "table": preview(
                 table.sort_values("score", ascending=False),
                 ["detection_id", "ra", "dec", "snr", "score", "class", "flag_names"],

@@ -76,6 +76,9 @@ def train(
     ] = None,
     seed: _Seed = 0,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes and threads to use.")] = 2,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that train together, one a GPU.")
+    ] = 1,
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
@@ -94,6 +97,8 @@ def train(
     - `astrid train --mode quick -o /tmp/check` sees in two minutes whether training works here
 
     - `astrid train --mode custom --images 100 --steps 500 -o small`
+
+    - `astrid train --processes 4` shares each step among four GPUs
 
     - `astrid detect new.fits old.fits --model astrid-model/detector.safetensors` uses it
 
@@ -125,6 +130,7 @@ def train(
             network=network.value,
             device=where,
             report=report,
+            processes=processes,
         )
     figures = {} if outcome.evaluation is None else outcome.evaluation.flat()
     if as_json:
