@@ -50,6 +50,9 @@ def survey_summary(
             "exposures": int(table.exposures.sum()),
             "detections": int(table.detections.sum()),
             "recovered_percent": number(100 * table.recovered.sum() / max(int(table.injected.sum()), 1), 1),
+            "objects_injected": int(table.objects.sum()),
+            "objects_found": int(table.objects_found.sum()),
+            "objects_followed": int(table.objects_followed.sum()),
             "table": preview(table, [column.name for column in SURVEY_SUMMARY.columns], rows=50),
         },
     )

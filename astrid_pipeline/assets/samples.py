@@ -54,7 +54,9 @@ class InjectionConfig(dg.Config):
             kinds={"parquet"},
             tags={"stage": "inject"},
             metadata=table_metadata(INJECTIONS),
-            code_version=code_version("night/injections.py", "night/samples.py", "imaging", "learning"),
+            code_version=code_version(
+                "night/injections.py", "night/injected_objects.py", "night/samples.py", "imaging", "learning"
+            ),
         ),
         "training_samples": dg.AssetOut(
             io_manager_key="folders",
@@ -101,6 +103,7 @@ def injected_night(
             per_filter=config.exposures_per_filter,
             per_megapixel=config.per_megapixel,
             others_per_megapixel=config.others_per_megapixel,
+            field=part.field,
             seed=config.seed,
             device=detector.device,
             progress=context.log.info,
@@ -114,6 +117,8 @@ def injected_night(
                 "injected": len(made.truth),
                 "found": int(made.truth.found.sum()),
                 "detected": int(made.truth.detected.sum()),
+                "objects": int(made.truth.object_id.nunique()),
+                "objects_detected": int(made.truth.object_id[made.truth.detected].nunique()),
                 "flux_bias_percent": number(100 * statistics["flux_bias"], 2),
                 "pull_width": number(statistics["pull_width"], 3),
                 "picture": picture(

@@ -25,7 +25,7 @@ from astrid_pipeline.versions import code_version
     tags={"stage": "summary"},
     metadata=table_metadata(NIGHT_SUMMARY),
     io_manager_key="tables",
-    code_version=code_version("night/summary.py", "night/injections.py"),
+    code_version=code_version("night/summary.py", "night/injections.py", "night/injected_objects.py"),
 )
 def night_summary(
     context: dg.AssetExecutionContext,

@@ -14,6 +14,7 @@ import pandas as pd
 
 from astrid_pipeline.archives.base import Field, open_archive
 from astrid_pipeline.errors import AstridError, MissingProductError
+from astrid_pipeline.night.injected_objects import followed
 from astrid_pipeline.night.plan import Listing, made_nights
 from astrid_pipeline.tables import Column, TableSchema
 
@@ -23,6 +24,9 @@ LATE_DAYS = 3
 FREE_SHARE, FREE_GB = 0.05, 20.0
 #: Raw files whose digest is computed anew each time: a year of daily looks goes through 7000 files.
 SAMPLE = 20
+
+#: Nights of detection from which on an object's type is told (`learning.object_types`).
+FOLLOWED = 3
 
 SURVEY_SUMMARY = TableSchema(
     "survey_summary",
@@ -37,6 +41,9 @@ SURVEY_SUMMARY = TableSchema(
         Column("detections", "int64", "detections"),
         Column("injected", "int64", "transients injected into copies"),
         Column("recovered", "int64", "of these, detected"),
+        Column("objects", "int64", "objects of several nights among them: supernovae, periodic stars"),
+        Column("objects_found", "int64", "of these, detected in a night or more"),
+        Column("objects_followed", "int64", "of these, detected in `FOLLOWED` nights or more"),
         Column("depth", "float64", "median depth", "mag"),
         Column("score_sigma", "float64", "median standard deviation of the score where nothing changed"),
     ),
@@ -64,9 +71,12 @@ def survey_summary(fields: Sequence[Field], products: Summaries) -> pd.DataFrame
         ]
         tables = [table for table in tables if len(table)]
         if not tables:
-            rows.append({"field": field.name, **dict.fromkeys(_SUMS, 0), "nights": 0})
+            rows.append({"field": field.name, **dict.fromkeys((*_SUMS, *_OBJECTS), 0), "nights": 0})
             continue
         whole = pd.concat(tables, ignore_index=True)
+        # Nights of an earlier version say nothing of them.
+        told = whole["objects"].fillna("[]") if "objects" in whole else ["[]"] * len(whole)
+        lasting = followed(zip(whole.night, told, strict=True))
         rows.append(
             {
                 "field": field.name,
@@ -74,6 +84,9 @@ def survey_summary(fields: Sequence[Field], products: Summaries) -> pd.DataFrame
                 "first": str(whole.night.min()),
                 "last": str(whole.night.max()),
                 **{name: int(whole[name].sum()) for name in _SUMS},
+                "objects": len(lasting),
+                "objects_found": int((lasting["found"] > 0).sum()),
+                "objects_followed": int((lasting["found"] >= FOLLOWED).sum()),
                 "depth": float(whole.depth.median()),
                 "score_sigma": float(whole.score_sigma.median()),
             }
@@ -81,6 +94,7 @@ def survey_summary(fields: Sequence[Field], products: Summaries) -> pd.DataFrame
     return SURVEY_SUMMARY.conform(pd.DataFrame(rows))
 
 
+_OBJECTS = ("objects", "objects_found", "objects_followed")
 _SUMS = ("exposures", "problems", "detections", "injected", "recovered")
 
 

@@ -53,7 +53,7 @@ def plan_changes(
     difference:
         The untouched difference: its flux error sets the flux of a given S/N, its reference says where stars are.
     taken:
-        Columns x, y: places to keep away from.
+        Columns x, y: places to keep away from; may have kind: stars that vary already count among `STAR_SHARE`.
     per_megapixel:
         How many in all, in the proportions of `SHARES`.
     snr_range:
@@ -69,12 +69,14 @@ def plan_changes(
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     fwhm = difference.psf.fwhm()
     places = _Places(taken, bad, 6 * fwhm)
-    stars = _stars(difference, bad, fwhm)
+    stars = stars_of(difference, bad, fwhm)
+    already = int((taken["kind"] == "variable").sum()) if "kind" in taken else 0
+    varying = max(math.ceil(STAR_SHARE * len(stars)) - already, 0)
     rows: list[dict[str, object]] = []
     for kind, share in SHARES.items():
         expected = per_megapixel * share * bad.size / 1e6
         number = int(expected + rng.random())
-        pool = rng.permutation(len(stars))[: math.ceil(STAR_SHARE * len(stars))]
+        pool = rng.permutation(len(stars))[:varying]
         for attempt in range(60 * number):
             if number == 0:
                 break
@@ -157,7 +159,7 @@ class _Places:
         self.taken.append((x, y))
 
 
-def _stars(
+def stars_of(
     difference: Difference, bad: npt.NDArray[np.bool_], fwhm: float
 ) -> list[tuple[float, float, float]]:
     """Return x, y and flux (science units) of the reference's sources that are as sharp as its stars."""

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 from astrid_pipeline.night.injected_changes import plan_changes, science_part, with_faded
+from astrid_pipeline.night.injected_objects import plan_objects
 from astrid_pipeline.tables import Column, TableSchema
 
 #: Signal-to-noise of injections, log-uniform: from lost in the noise to certain.
@@ -44,7 +45,7 @@ INJECTIONS = TableSchema(
         Column("flux", "float64", "true flux, units of the science frame"),
         Column("snr", "float64", "true flux over the PSF-flux error of the untouched difference there"),
         Column("on_galaxy", "bool", "whether it was put next to a source of the reference"),
-        Column("kind", "string", "point, variable, fading or moving"),
+        Column("kind", "string", "point, variable, fading, moving or supernova"),
         Column("length", "float64", "length of a moving object's trail", "px"),
         Column("angle", "float64", "its direction, from the x axis towards y", "rad"),
         Column("found", "bool", "whether a candidate lies there"),
@@ -53,6 +54,8 @@ INJECTIONS = TableSchema(
         Column("measured_flux", "float64", "the candidate's flux, null where there is none"),
         Column("measured_flux_err", "float64", "and its error"),
         Column("offset", "float64", "distance between candidate and truth", "px"),
+        Column("object_id", "string", "of what lives over the nights: its name in all of them; else null"),
+        Column("phase", "float64", "days since the supernova's peak, or the share of the star's period"),
     ),
     sort_by=("exposure_id", "y", "x"),
 )
@@ -69,7 +72,12 @@ class Injected:
 
 
 def plan_injections(
-    difference: Difference, rng: np.random.Generator, per_megapixel: float = 40.0, on_galaxies: float = 0.5
+    difference: Difference,
+    rng: np.random.Generator,
+    per_megapixel: float = 40.0,
+    on_galaxies: float = 0.5,
+    *,
+    taken: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Choose where and how bright: columns x, y, flux, snr, on_galaxy.
 
@@ -85,14 +93,20 @@ def plan_injections(
     on_galaxies:
         Share put within 1.5 FWHM of a reference source, where transients happen and subtraction is hardest; fewer
         where that would be more than `HOST_SHARE` of the sources.
+    taken:
+        What is put in besides (x, y, on_galaxy): places to keep away from, and hosts that count among that share.
     """
     height, width = difference.shape
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     number = max(1, round(per_megapixel * bad.size / 1e6))
     fwhm = difference.psf.fwhm()
     hosts = _host_positions(difference, bad, fwhm)
-    places = math.ceil(HOST_SHARE * len(hosts))
+    places = most_hosts(hosts)
     chosen: list[tuple[float, float, bool]] = []
+    others: list[tuple[float, float]] = []
+    if taken is not None and len(taken):
+        places -= int(taken["on_galaxy"].sum())
+        others = [(float(a), float(b)) for a, b in taken[["x", "y"]].to_numpy(float)]
     # Masked places are refused, not moved, so that what is measured is the completeness of the usable sky.
     for _ in range(60 * number):
         if len(chosen) == number:
@@ -109,9 +123,10 @@ def plan_injections(
             continue
         if bad[row - 3 : row + 4, column - 3 : column + 4].any():
             continue
-        if any((x - a) ** 2 + (y - b) ** 2 < (6 * fwhm) ** 2 for a, b, _ in chosen):
+        if any((x - a) ** 2 + (y - b) ** 2 < (6 * fwhm) ** 2 for a, b in others):
             continue
         chosen.append((x, y, near))
+        others.append((x, y))
         places -= near
     snr = np.exp(rng.uniform(np.log(SNR_RANGE[0]), np.log(SNR_RANGE[1]), len(chosen)))
     table = pd.DataFrame(chosen, columns=["x", "y", "on_galaxy"]).assign(kind="point", length=0.0, angle=0.0)
@@ -121,6 +136,11 @@ def plan_injections(
         else np.empty(0)
     )
     return table.assign(snr=snr, flux=snr * error)
+
+
+def most_hosts(hosts: np.ndarray) -> int:
+    """Return how many of some hosts may get an injection: `HOST_SHARE` of them, rounded up."""
+    return math.ceil(HOST_SHARE * len(hosts))
 
 
 def _host_positions(difference: Difference, bad: np.ndarray, fwhm: float) -> np.ndarray:
@@ -148,6 +168,7 @@ def inject_exposure(
     threshold: float = 5.0,
     per_megapixel: float = 40.0,
     others_per_megapixel: float = 20.0,
+    objects: pd.DataFrame | None = None,
     method: str = "zogy",
     device: str | None = None,
 ) -> Injected:
@@ -165,6 +186,8 @@ def inject_exposure(
         |S/N| from which something is a candidate, and from which a detection is told.
     per_megapixel, others_per_megapixel:
         New points; and variable stars, faded sources and moving objects (`injected_changes`).
+    objects:
+        What lives over the nights (`injected_objects.draw_objects` of the reference); none by default.
 
     Returns
     -------
@@ -174,9 +197,13 @@ def inject_exposure(
     from astrid_pipeline.imaging import find_candidates, inject
     from astrid_pipeline.night.differences import detect_one, difference_one
 
-    points = plan_injections(difference, rng, per_megapixel)
-    others = plan_changes(difference, rng, points, others_per_megapixel, SNR_RANGE)
-    plan = pd.concat([points, others], ignore_index=True) if len(others) else points
+    lasting = _plan_lasting(difference, objects)
+    points = plan_injections(difference, rng, per_megapixel, taken=lasting)
+    planned = [part for part in (lasting, points) if len(part)] or [points]
+    others = plan_changes(
+        difference, rng, pd.concat(planned, ignore_index=True), others_per_megapixel, SNR_RANGE
+    )
+    plan = pd.concat([*planned, *([others] if len(others) else [])], ignore_index=True)
     ratio = float(difference.meta.get("flux_ratio") or 1.0)
     injected, _ = difference_one(
         inject(science, science_part(plan), rng),
@@ -187,6 +214,20 @@ def inject_exposure(
     candidates = find_candidates(injected, threshold=threshold)
     detections = detect_one(injected, candidates, model, device, threshold)
     return Injected(injected, judge(plan, injected, candidates, detections), candidates, detections)
+
+
+def _plan_lasting(difference: Difference, objects: pd.DataFrame | None) -> pd.DataFrame:
+    """Return what of the long-lived objects goes in, of galaxies and stars no more than may be changed."""
+    from astrid_pipeline.night.injected_changes import STAR_SHARE, stars_of
+
+    if objects is None or not len(objects):
+        return plan_objects(pd.DataFrame(), difference, hosts=0, stars=0)
+    bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
+    fwhm = difference.psf.fwhm()
+    stars = math.ceil(STAR_SHARE * len(stars_of(difference, bad, fwhm)))
+    return plan_objects(
+        objects, difference, hosts=most_hosts(_host_positions(difference, bad, fwhm)), stars=stars
+    )
 
 
 def judge(

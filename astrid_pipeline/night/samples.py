@@ -13,6 +13,7 @@ import pandas as pd
 
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.night.differences import meta_of, pair_up
+from astrid_pipeline.night.injected_objects import draw_objects
 from astrid_pipeline.night.injections import INJECTIONS, Injected, inject_exposure
 from astrid_pipeline.night.outcome import Outcome, for_each
 from astrid_pipeline.tables import concat
@@ -53,6 +54,7 @@ def inject_night(
     per_filter: int = 1,
     per_megapixel: float = 60.0,
     others_per_megapixel: float = 30.0,
+    field: str = "",
     threshold: float = 5.0,
     seed: int = 0,
     device: str | None = None,
@@ -74,6 +76,9 @@ def inject_night(
         Exposures a filter, new points a megapixel.
     others_per_megapixel:
         Variable stars, faded sources and moving objects a megapixel.
+    field:
+        Its name: with the seed it makes the objects that live over its nights (`injected_objects`); without, there are
+        none.
     seed:
         With the exposure's name it makes every injection the same when the night is made again.
     """
@@ -83,6 +88,13 @@ def inject_night(
     pairs = pair_up(frames, references, night)
     made: list[pd.DataFrame] = []
     outcome: Outcome[int] = Outcome()
+    lasting: dict[str, pd.DataFrame] = {}
+
+    def objects_of(reference: Frame) -> pd.DataFrame | None:
+        name = str(reference.meta.get("exposure_id"))
+        if field and name not in lasting:
+            lasting[name] = draw_objects(reference, field, seed)
+        return lasting.get(name)
 
     def inject(key: str) -> Injected:
         pair = pairs[key]()
@@ -96,6 +108,7 @@ def inject_night(
             threshold=threshold,
             per_megapixel=per_megapixel,
             others_per_megapixel=others_per_megapixel,
+            objects=objects_of(pair.reference),
             device=device,
         )
 
@@ -125,7 +138,8 @@ def inject_night(
 def labels(injected: Injected, detections: pd.DataFrame, exposure_id: str) -> pd.DataFrame:
     """Return what is in an injected difference: the injections, and what was detected before them as unsure."""
     truth = injected.truth[["x", "y", "flux", "snr", "length", "angle"]].assign(
-        kind=injected.truth["kind"].replace("fading", "point"), **{"class": injected.truth["kind"]}
+        kind=injected.truth["kind"].replace(["fading", "supernova"], "point"),
+        **{"class": injected.truth["kind"]},
     )
     before = detections[detections.exposure_id == exposure_id][["x", "y", "flux"]]
     unsure = before.assign(snr=UNSURE_SNR, kind="point", **{"class": "found before"})

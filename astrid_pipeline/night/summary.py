@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from astrid_pipeline.night.injected_objects import in_words
 from astrid_pipeline.night.injections import completeness, flux_statistics, match
 from astrid_pipeline.tables import Column, TableSchema
 
@@ -36,6 +37,11 @@ NIGHT_SUMMARY = TableSchema(
         Column("injected", "int64", "transients injected into copies"),
         Column("recovered", "int64", "of these, detected"),
         Column("completeness", "string", "JSON list: injected and found a bin of S/N, with 68 % interval"),
+        Column(
+            "objects",
+            "string",
+            "JSON list: what lives over the nights and was put in: object_id, kind, snr, phase, detected",
+        ),
         Column("flux_bias", "float64", "median relative flux error of injections of S/N ≥ 10"),
         Column("pull_width", "float64", "width of (measured − true) / error of the same"),
         Column("true_changes", "float64", "true changes of S/N ≥ 5, null where the truth is not known"),
@@ -104,6 +110,7 @@ def summarise(
                 "injected": len(mine["injections"]),
                 "recovered": int(mine["injections"].detected.sum()),
                 "completeness": json.dumps(completeness(mine["injections"])),
+                "objects": in_words(mine["injections"]),
                 **flux_statistics(mine["injections"]),
                 **_against_truth(truth, mine["detections"], {k: notes[k] for k in ids & set(notes)}),
             }
