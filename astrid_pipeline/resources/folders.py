@@ -5,7 +5,6 @@ Layout in the store: `<asset>/<partition>/<token>/<file>`, and `<asset>/<partiti
 
 # No `from __future__ import annotations` here: Dagster reads the resource fields' types at class creation.
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -89,8 +88,9 @@ def get_folder(store: Store, path: str) -> Path:
     target = get_settings().home / "cache" / "folders" / name
     if target.is_dir():
         return target
-    partial = target.with_name(f".{name}.{os.getpid()}.part")
-    partial.mkdir(parents=True, exist_ok=True)
+    # Threads, and processes of two containers with one home, may want the same at once.
+    partial = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
+    partial.mkdir(parents=True)
     try:
         for file, entry in files.items():
             local = store.get_file(entry["key"], partial / file)
