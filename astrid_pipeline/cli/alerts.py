@@ -1,4 +1,4 @@
-"""What `astrid train --curated` does: the model of `astrid score`, of simulated stamps and curated ones."""
+"""What `astrid train` and `astrid evaluate` do with curated examples: the model of `astrid score`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,52 @@ def show(figures: pd.DataFrame) -> None:
         part = "test" if row["part"] == "test" else "learned, object left out"
         table.add_row(row["survey"], part, str(row["real"]), str(row["bogus"]), str(mine), str(other))
     out.print(table)
+
+
+def measure_on_curated(
+    curated: Path, alerts: Path | None, seed: int, device: str | None, *, quiet: bool
+) -> pd.DataFrame:
+    """Return the table of `learning.cross_survey`, and show it."""
+    from rich.table import Table
+
+    from astrid_pipeline.learning.alert_model import load_alert_model, load_alert_network
+    from astrid_pipeline.learning.cross_survey import as_matrix, cross_survey
+    from astrid_pipeline.learning.curated import CuratedSet
+
+    found = cross_survey(
+        CuratedSet(curated), load_alert_model(alerts), load_alert_network(), seed=seed, device=device
+    )
+    if quiet:
+        return found
+    wide = as_matrix(found)
+    table = Table(
+        title="AUC (real/bogus) of the alert model",
+        box=None,
+        header_style="dim",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in wide.columns:
+        table.add_column(name if name == "trained on" else f"tested on {name}")
+    for row in wide.itertuples(index=False):
+        table.add_row(*map(str, row))
+    out.print(table)
+    for why in dict.fromkeys(found.loc[found["trained_on"] == found["tested_on"], "why"]):
+        if why:
+            names = found.loc[
+                (found["why"] == why) & (found["trained_on"] == found["tested_on"]), "tested_on"
+            ]
+            out.print(f"[dim]{', '.join(names)}: {why}[/]", soft_wrap=True)
+    return found
+
+
+def write_alone(cross: pd.DataFrame, report: Path | None, as_json: bool) -> None:
+    """Write the report, and print JSON where that is asked for."""
+    if report is not None:
+        from astrid_pipeline.report.evaluation import write_cross_survey
+
+        write_cross_survey(cross, report)
+    if as_json:
+        typer.echo(json.dumps({"cross_survey": json.loads(cross.to_json(orient="records"))}, indent=2))
+    elif report is not None:
+        out.print(f"[dim]{'report':<12}[/]{report}", soft_wrap=True)

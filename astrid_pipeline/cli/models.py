@@ -7,7 +7,7 @@ import enum
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -177,6 +177,15 @@ def evaluate(
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write all of it as one HTML page."),
     ] = None,
+    curated: Annotated[
+        Path | None,
+        typer.Option(
+            "--curated", help="Examples of `astrid curate`: the alert model, trained here and tested there."
+        ),
+    ] = None,
+    alerts: Annotated[
+        Path | None, typer.Option("--alerts", help="With --curated: alert model. Default: the packaged one.")
+    ] = None,
     seed: _Seed = 0,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes that simulate.")] = 2,
     device: _Device = "auto",
@@ -184,7 +193,9 @@ def evaluate(
 ) -> None:
     """Measure a detector on labelled images, beside the classical ways of doing the same; figures with intervals.
 
-    Without --data, images are simulated from a split that no training draws from.
+    Without --data, images are simulated from a split that no training draws from. With --curated, it is the model of
+    `astrid score` that is measured, on each survey's examples, as it is and taught by each survey's labels (none judged
+    by what has seen its object); with --data besides, both.
 
     Examples:
 
@@ -195,15 +206,22 @@ def evaluate(
     - `astrid evaluate --model astrid-model/detector.safetensors --images 100 --json`
 
     - `astrid evaluate -d skies/test -d my-survey/test --report both.html` shows both side by side
+
+    - `astrid evaluate --curated curated/ --report alerts.html`
     """
     import tempfile
 
+    from astrid_pipeline.cli.alerts import measure_on_curated, write_alone
     from astrid_pipeline.learning import ShardSet, build_shards, load_model
     from astrid_pipeline.learning.data import SURVEY_CHANGES
     from astrid_pipeline.learning.evaluate import evaluate as measure
 
-    detector = load_model(model)
     where = None if device == "auto" else device
+    cross = None if curated is None else measure_on_curated(curated, alerts, seed, where, quiet=as_json)
+    if cross is not None and not data:
+        write_alone(cross, report, as_json)
+        return
+    detector = load_model(model)
     with contextlib.ExitStack() as stack:
         tell = stack.enter_context(_progress(quiet=as_json))
         base = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="astrid-evaluate-")))
@@ -230,10 +248,12 @@ def evaluate(
     if report is not None:
         from astrid_pipeline.report.evaluation import write_evaluation
 
-        write_evaluation(results, report)
+        write_evaluation(results, report, cross)
     if as_json:
-        flat = {name: result.flat() for name, result in results.items()}
-        typer.echo(json.dumps(flat if len(flat) > 1 else next(iter(flat.values())), indent=2))
+        flat: dict[str, Any] = {name: result.flat() for name, result in results.items()}
+        flat = flat if len(flat) > 1 else next(iter(flat.values()))
+        known = {} if cross is None else {"cross_survey": json.loads(cross.to_json(orient="records"))}
+        typer.echo(json.dumps({**flat, **known}, indent=2))
         return
     for name, result in results.items():
         if len(results) > 1:

@@ -32,19 +32,37 @@ _SHOWN: Mapping[str, str] = {
 }
 
 
-def write_evaluation(strata: Mapping[str, Evaluation], path: Path) -> Path:
+def write_evaluation(strata: Mapping[str, Evaluation], path: Path, cross: pd.DataFrame | None = None) -> Path:
     """Write the page of one or several evaluations of a detector.
 
     Parameters
     ----------
     strata:
         By name of what it was measured on; the first is shown whole, all of them side by side.
+    cross:
+        The alert model on surveys' examples (`learning.cross_survey`), where that was measured too.
     """
-    html = render_evaluation(strata)
+    html = render_evaluation(strata, cross)
     return write_whole(path, lambda name: name.write_text(html, encoding="utf-8"))
 
 
-def render_evaluation(strata: Mapping[str, Evaluation]) -> str:
+def write_cross_survey(cross: pd.DataFrame, path: Path) -> Path:
+    """Write the page of what the alert model is worth on surveys' examples (`learning.cross_survey`)."""
+    html = _template("alerts.html").render(version=__version__, cross=_cross(cross))
+    return write_whole(path, lambda name: name.write_text(html, encoding="utf-8"))
+
+
+def _cross(table: pd.DataFrame) -> dict[str, Any]:
+    from astrid_pipeline.learning.cross_survey import as_matrix
+
+    taught = table[table["trained_on"] == table["tested_on"]]
+    return {
+        "grid": _cells(as_matrix(table)),
+        "why": taught.loc[taught["why"] != "", ["tested_on", "why"]].values.tolist(),
+    }
+
+
+def render_evaluation(strata: Mapping[str, Evaluation], cross: pd.DataFrame | None = None) -> str:
     """Return the page as HTML."""
     name, first = next(iter(strata.items()))
     goals = [
@@ -57,7 +75,7 @@ def render_evaluation(strata: Mapping[str, Evaluation]) -> str:
         for goal in GOALS
     ]
     return str(
-        _template().render(
+        _template("evaluation.html").render(
             title=f"{first.model.get('name', 'detector')} {first.model.get('version', '')}".strip(),
             version=__version__,
             name=name,
@@ -75,18 +93,19 @@ def render_evaluation(strata: Mapping[str, Evaluation]) -> str:
             by_class=_cells(first.by_class),
             types_right=f"{100 * share_right(first.types):.1f} %",
             strata=_strata(strata),
+            cross=None if cross is None else _cross(cross),
         )
     )
 
 
 @cache
-def _template() -> Any:
+def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
     )
-    return environment.get_template("evaluation.html")
+    return environment.get_template(name)
 
 
 def _methods(e: Evaluation) -> list[list[str]]:
