@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from astrid_pipeline.cli.console import err, out
-from astrid_pipeline.errors import ConfigError, ReadError
+from astrid_pipeline.errors import AstridError, ConfigError, ReadError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,15 +167,20 @@ def _show(counts: pd.DataFrame) -> None:
 
 
 def _of_pair(text: str, *, unchanged: bool) -> Gathered:
+    from astrid_pipeline.archives.alert_packets import UnreadablePacket
     from astrid_pipeline.cli.compare import compare
-    from astrid_pipeline.learning.gathering import from_difference
+    from astrid_pipeline.learning.gathering import from_difference, gathered
 
     new, comma, old = text.partition(",")
     if not comma:
         raise ConfigError(
             f"a pair is two files with a comma between, not {text!r}", remedy="--pair new.fits,old.fits"
         )
-    made = compare(Path(new), Path(old))
+    try:
+        made = compare(Path(new), Path(old))
+    except AstridError as error:
+        # One pair that cannot be compared does not take the others along.
+        return gathered([], [], [UnreadablePacket(new, None, str(error))])
     # What only the network sees is a candidate of no S/N threshold: it is its own opinion.
     candidates = made.candidates[made.candidates["origin"] == "candidate"]
     survey = str(made.science.get("instrument") or "unknown").lower()
