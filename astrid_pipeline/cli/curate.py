@@ -169,7 +169,7 @@ def _show(counts: pd.DataFrame) -> None:
 def _of_pair(text: str, *, unchanged: bool) -> Gathered:
     from astrid_pipeline.archives.alert_packets import UnreadablePacket
     from astrid_pipeline.cli.compare import compare
-    from astrid_pipeline.learning.gathering import from_difference, gathered
+    from astrid_pipeline.learning.gathering import Gatherer, from_difference
 
     new, comma, old = text.partition(",")
     if not comma:
@@ -180,7 +180,9 @@ def _of_pair(text: str, *, unchanged: bool) -> Gathered:
         made = compare(Path(new), Path(old))
     except AstridError as error:
         # One pair that cannot be compared does not take the others along.
-        return gathered([], [], [UnreadablePacket(new, None, str(error))])
+        failed = Gatherer()
+        failed.problems.append(UnreadablePacket(new, None, str(error)))
+        return failed.done()
     # What only the network sees is a candidate of no S/N threshold: it is its own opinion.
     candidates = made.candidates[made.candidates["origin"] == "candidate"]
     survey = str(made.science.get("instrument") or "unknown").lower()

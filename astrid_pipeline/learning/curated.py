@@ -17,12 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
-from astrid_pipeline.learning.channels import unsqueeze_image, unsqueeze_score
 from astrid_pipeline.learning.data import split_of
 from astrid_pipeline.learning.gathering import EXAMPLES, Gathered
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import Sample, ShardSet, write_manifest, write_shard
-from astrid_pipeline.learning.stamps import SIDE, Stamp, planes
+from astrid_pipeline.learning.stamps import SIDE, Stamp, from_planes, planes
 from astrid_pipeline.learning.targets import UNUSABLE_BIT
 
 TABLE = "examples.parquet"
@@ -139,7 +138,7 @@ def curate(
     table["image_id"] = [f"{i // _SHARD:05d}-{i % _SHARD:03d}" for i in range(len(table))]
     for shard in range(0, len(table), _SHARD):
         part = range(shard, min(shard + _SHARD, len(table)))
-        write_shard(folder, shard // _SHARD, [_sample(stamps[i], table.iloc[i]) for i in part])
+        write_shard(folder, shard // _SHARD, [_sample(stamps[i].load(), table.iloc[i]) for i in part])
     EXAMPLES.conform(table).to_parquet(folder / TABLE, index=False)
     digest = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
     recipe = {"split": "curated", "seed": seed, "most": most, "name": name, "examples": digest}
@@ -211,13 +210,9 @@ class CuratedSet:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def stamp(self, index: int) -> Stamp:
-        """Return the cut-outs of row `index` of the table; one that is 0 throughout was not sent."""
-        kept = np.asarray(self.shards.planes(index), np.float32)
+        """Return the cut-outs of row `index` of the table."""
         blank = (np.asarray(self.shards.labels(index)) & UNUSABLE_BIT) != 0
-        science, template = (
-            unsqueeze_image(plane).astype(np.float32) if plane.any() else None for plane in kept[:2]
-        )
-        return Stamp(science, template, unsqueeze_score(kept[2]).astype(np.float32), blank)
+        return from_planes(np.asarray(self.shards.planes(index), np.float32), blank)
 
     def stamps(self) -> list[Stamp]:
         """Return all of them."""

@@ -6,10 +6,11 @@ survey's own model; what nobody has labelled stays without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from astrid_pipeline.archives.alert_packets import AlertPacket, UnreadablePacket
 from astrid_pipeline.errors import ReadError
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.learning.alert_scores import SOLAR_SYSTEM, stamp_of, survey_label
-from astrid_pipeline.learning.channels import unusable
-from astrid_pipeline.learning.stamps import Stamp, cut_out, make_stamp, measure
+from astrid_pipeline.learning.channels import CHANNELS, unusable
+from astrid_pipeline.learning.stamps import SIDE, Stamp, cut_out, from_planes, make_stamp, measure, planes
 from astrid_pipeline.tables import Column, TableSchema
 
 #: What may say so, the surest first: a person; a known source at the place; the survey's list of solar-system objects;
@@ -32,6 +33,11 @@ HUMAN, CATALOGUE, KNOWN_MOVER, MACHINE, UNCHANGED = (
     "survey_score",
     "unchanged",
 )
+
+#: Stamps that are measured at once, and what one of them takes in a file: half floats, and a bit a pixel.
+_BATCH = 256
+_PIXELS = 2 * len(CHANNELS) * SIDE * SIDE
+_RECORD = _PIXELS + SIDE * SIDE // 8
 
 EXAMPLES = TableSchema(
     "curated_examples",
@@ -64,6 +70,22 @@ EXAMPLES = TableSchema(
 
 
 @dataclass(frozen=True)
+class Held:
+    """A stamp in a temporary file: those of a survey's night do not fit into memory."""
+
+    file: IO[bytes]
+    number: int
+
+    def load(self) -> Stamp:
+        """Return it, as exact as a training set keeps it."""
+        self.file.seek(self.number * _RECORD)
+        record = self.file.read(_RECORD)
+        kept = np.frombuffer(record[:_PIXELS], np.float16).reshape(len(CHANNELS), SIDE, SIDE)
+        bits = np.unpackbits(np.frombuffer(record[_PIXELS:], np.uint8)).astype(bool)
+        return from_planes(kept, bits.reshape(SIDE, SIDE))
+
+
+@dataclass(frozen=True)
 class Gathered:
     """Sources before they are labelled: a table, the stamp of each of its rows, and what could not be used.
 
@@ -72,26 +94,44 @@ class Gathered:
     """
 
     table: pd.DataFrame
-    stamps: list[Stamp]
+    stamps: list[Held]
     problems: list[UnreadablePacket]
 
     def plus(self, other: Gathered) -> Gathered:
         """Return both."""
         tables = [part.table for part in (self, other) if len(part.table)] or [self.table]
-        return Gathered(
-            pd.concat(tables, ignore_index=True),
-            [*self.stamps, *other.stamps],
-            [*self.problems, *other.problems],
-        )
+        stamps, problems = [*self.stamps, *other.stamps], [*self.problems, *other.problems]
+        return Gathered(pd.concat(tables, ignore_index=True), stamps, problems)
 
 
-def gathered(
-    rows: Sequence[Mapping[str, Any]], stamps: list[Stamp], problems: Sequence[Any] = ()
-) -> Gathered:
-    """Return rows and their stamps as one, with the S/N of each cut-out."""
-    table = pd.DataFrame(list(rows), columns=[*EXAMPLES.names[1:6], *EXAMPLES.names[7:17]])
-    table["snr"] = measure(stamps)["snr"].to_numpy(float)
-    return Gathered(table, stamps, list(problems))
+class Gatherer:
+    """Takes sources one by one, with their stamps, and measures the S/N of each cut-out."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._waiting: list[Stamp] = []
+        self._snr: list[float] = []
+        self._file = tempfile.TemporaryFile(prefix="astrid-stamps-")  # noqa: SIM115  it lives as long as the stamps
+        self.problems: list[UnreadablePacket] = []
+
+    def add(self, row: Mapping[str, Any], stamp: Stamp) -> None:
+        """Take one; `row` has the columns that `Gathered` tells of, but for the S/N."""
+        self._rows.append(dict(row))
+        self._waiting.append(stamp)
+        self._file.write(planes(stamp).astype(np.float16).tobytes() + np.packbits(stamp.blank).tobytes())
+        if len(self._waiting) == _BATCH:
+            self._measure()
+
+    def _measure(self) -> None:
+        self._snr += measure(self._waiting)["snr"].tolist()
+        self._waiting.clear()
+
+    def done(self) -> Gathered:
+        """Return all of them."""
+        self._measure()
+        table = pd.DataFrame(self._rows, columns=[*EXAMPLES.names[1:6], *EXAMPLES.names[7:17]])
+        table["snr"] = np.asarray(self._snr, float)
+        return Gathered(table, [Held(self._file, n) for n in range(len(table))], self.problems)
 
 
 def from_alerts(paths: Iterable[Path | str]) -> Gathered:
@@ -102,18 +142,16 @@ def from_alerts(paths: Iterable[Path | str]) -> Gathered:
     ReadError
         If there is no file of alerts.
     """
-    rows, stamps, problems = [], [], []
+    found = Gatherer()
     for packet in read_alerts(paths):
         if isinstance(packet, UnreadablePacket):
-            problems.append(packet)
+            found.problems.append(packet)
             continue
         try:
-            stamps.append(stamp_of(packet))
+            found.add(_row(packet), stamp_of(packet))
         except ValueError as error:
-            problems.append(UnreadablePacket(packet.file, packet.record, str(error)))
-            continue
-        rows.append(_row(packet))
-    return gathered(rows, stamps, problems)
+            found.problems.append(UnreadablePacket(packet.file, packet.record, str(error)))
+    return found.done()
 
 
 def _row(packet: AlertPacket) -> dict[str, Any]:
@@ -150,25 +188,19 @@ def from_difference(
     bad = unusable(difference)
     sigma = np.sqrt(np.where(difference.variance > 0, difference.variance, np.inf))
     change = np.where(bad, np.nan, difference.data / sigma).astype(np.float32)
-    rows, stamps, problems = [], [], []
+    found = Gatherer()
+    label = {"real": 0.0, "label_source": UNCHANGED} if unchanged else {"real": np.nan, "label_source": None}
     for number, row in enumerate(candidates.to_dict(orient="records")):
-        cuts = (
-            cut_out(image, row["x"], row["y"]) for image in (change, difference.science, difference.reference)
-        )
-        try:
-            stamps.append(make_stamp(*cuts))
-        except ValueError as error:
-            problems.append(UnreadablePacket(file, number, str(error)))
-            continue
+        x, y = row["x"], row["y"]
+        cuts = [cut_out(image, x, y) for image in (change, difference.science, difference.reference)]
         known = {name: row.get(name) for name in ("mjd", "filter", "ra", "dec", "mag")}
-        label = (
-            {"real": 0.0, "label_source": UNCHANGED} if unchanged else {"real": np.nan, "label_source": None}
-        )
-        rows.append(
-            {"survey": survey, "file": file, "record": number, "source_id": str(row.get("candidate_id", number)),
-             "object_id": "", "survey_score": np.nan, "class": None, **known, **label}
-        )  # fmt: skip
-    return gathered(rows, stamps, problems)
+        known |= {"survey": survey, "file": file, "record": number, "object_id": "", "class": None}
+        known |= {"source_id": str(row.get("candidate_id", number)), "survey_score": np.nan, **label}
+        try:
+            found.add(known, make_stamp(*cuts))
+        except ValueError as error:
+            found.problems.append(UnreadablePacket(file, number, str(error)))
+    return found.done()
 
 
 def match_catalogue(

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
-from astrid_pipeline.learning.channels import CHANNELS, squeeze_image, squeeze_score
+from astrid_pipeline.learning.channels import (
+    CHANNELS,
+    squeeze_image,
+    squeeze_score,
+    unsqueeze_image,
+    unsqueeze_score,
+)
 
 Image = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -191,6 +198,14 @@ def planes(stamp: Stamp) -> Image:
     out[3] = squeeze_score(score_of(stamp))
     out[:, stamp.blank] = 0
     return out
+
+
+def from_planes(kept: npt.NDArray[Any], blank: npt.NDArray[np.bool_]) -> Stamp:
+    """Return the stamp that `planes` squeezed; a cut-out that is 0 throughout was not sent."""
+    science, template = (
+        unsqueeze_image(plane).astype(np.float32) if np.asarray(plane).any() else None for plane in kept[:2]
+    )
+    return Stamp(science, template, unsqueeze_score(kept[2]).astype(np.float32), blank)
 
 
 def score_of(stamp: Stamp) -> Image:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from astrid_pipeline.archives.alert_packets import UnreadablePacket
 from astrid_pipeline.catalog import Catalog
 from astrid_pipeline.errors import MissingProductError
-from astrid_pipeline.learning.gathering import HUMAN, Gathered, gathered
+from astrid_pipeline.learning.gathering import HUMAN, Gathered, Gatherer
 from astrid_pipeline.learning.stamps import make_stamp
 from astrid_pipeline.resources.store import Store
 from astrid_pipeline.review.collect import Collection, choose
@@ -36,33 +36,29 @@ def reviewed(catalog: Catalog, store: Store, start: dt.date, end: dt.date) -> Ga
             int(row.id): row.name for row in connection.execute(text("SELECT id, name FROM surveys"))
         }
     kept = StampStore(store)
-    rows: list[dict[str, Any]] = []
-    stamps, problems = [], []
+    out = Gatherer()
     records: list[dict[str, Any]] = [
         {str(k): v for k, v in r.items()} for r in found.to_dict(orient="records")
     ]
     for number, row in enumerate(records):
         night = f"{row['field']}|{row['night']}"
-        try:
-            science, reference, difference, _ = kept.get(row).planes
-            stamps.append(make_stamp(difference, science, reference))
-        except (MissingProductError, ValueError) as error:
-            problems.append(UnreadablePacket(night, number, str(error)))
-            continue
         features = row["features"] or {}
         known = row["anomaly_type"] if row["is_anomaly"] else None
-        rows.append(
-            {
-                **{name: row[name] for name in ("mjd", "filter", "ra", "dec", "mag")},
-                "survey": features.get("survey") or names[int(row["survey_id"])],
-                "file": night,
-                "record": number,
-                "source_id": row["key"],
-                "object_id": "" if pd.isna(row["object_id"]) else f"{row['field']}:{int(row['object_id'])}",
-                "survey_score": features.get("survey_score", np.nan),
-                "real": float(row["is_anomaly"]),
-                "class": known if isinstance(known, str) else None,
-                "label_source": HUMAN,
-            }
-        )
-    return gathered(rows, stamps, problems)
+        example = {
+            **{name: row[name] for name in ("mjd", "filter", "ra", "dec", "mag")},
+            "survey": features.get("survey") or names[int(row["survey_id"])],
+            "file": night,
+            "record": number,
+            "source_id": row["key"],
+            "object_id": "" if pd.isna(row["object_id"]) else f"{row['field']}:{int(row['object_id'])}",
+            "survey_score": features.get("survey_score", np.nan),
+            "real": float(row["is_anomaly"]),
+            "class": known if isinstance(known, str) else None,
+            "label_source": HUMAN,
+        }
+        try:
+            science, reference, difference, _ = kept.get(row).planes
+            out.add(example, make_stamp(difference, science, reference))
+        except (MissingProductError, ValueError) as error:
+            out.problems.append(UnreadablePacket(night, number, str(error)))
+    return out.done()
