@@ -18,7 +18,7 @@ import pandas as pd
 
 from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
 from astrid_pipeline.learning.data import split_of
-from astrid_pipeline.learning.gathering import EXAMPLES, Gathered
+from astrid_pipeline.learning.gathering import EXAMPLES, HUMAN, Gathered
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import Sample, ShardSet, write_manifest, write_shard
 from astrid_pipeline.learning.stamps import SIDE, Stamp, from_planes, planes
@@ -121,7 +121,7 @@ def curate(
     if folder.exists() and any(folder.iterdir()):
         raise ModelError("the folder is not empty", where=folder, remedy="name another, or remove it")
     table = sources.table.copy()
-    rows = np.flatnonzero(table["real"].notna())
+    rows = _once(table, np.flatnonzero(table["real"].notna()))
     if not len(rows):
         raise ModelError(
             f"none of {len(table)} sources has a label",
@@ -144,6 +144,16 @@ def curate(
     recipe = {"split": "curated", "seed": seed, "most": most, "name": name, "examples": digest}
     write_manifest(folder, range(-(-len(table) // _SHARD)), recipe)
     return CuratedSet(folder)
+
+
+def _once(table: pd.DataFrame, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the rows without second copies of a survey's detection; a person's word goes before all others."""
+    mine = table.iloc[rows]
+    human = (mine["label_source"] == HUMAN).to_numpy(bool)
+    rows = rows[np.argsort(~human, kind="stable")]
+    mine = table.iloc[rows]
+    again = mine.duplicated(["survey", "source_id"]) & (mine["source_id"].fillna("") != "")
+    return np.sort(rows[~again.to_numpy(bool)])
 
 
 def _weights(table: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -44,13 +44,17 @@ def reviewed(catalog: Catalog, store: Store, start: dt.date, end: dt.date) -> Ga
         night = f"{row['field']}|{row['night']}"
         features = row["features"] or {}
         known = row["anomaly_type"] if row["is_anomaly"] else None
+        survey = features.get("survey")
+        # Another survey's alert keeps its names, so that it is known again among that survey's packets.
+        number_there = str(row["exposure_id"]).removeprefix(f"{survey}-") if survey else row["key"]
+        name = "" if pd.isna(row["object_id"]) else f"{row['field']}:{int(row['object_id'])}"
         example = {
             **{name: row[name] for name in ("mjd", "filter", "ra", "dec", "mag")},
-            "survey": features.get("survey") or names[int(row["survey_id"])],
+            "survey": survey or names[int(row["survey_id"])],
             "file": night,
             "record": number,
-            "source_id": row["key"],
-            "object_id": "" if pd.isna(row["object_id"]) else f"{row['field']}:{int(row['object_id'])}",
+            "source_id": number_there,
+            "object_id": features.get("survey_object") or name,
             "survey_score": features.get("survey_score", np.nan),
             "real": float(row["is_anomaly"]),
             "class": known if isinstance(known, str) else None,

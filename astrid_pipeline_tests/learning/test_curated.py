@@ -199,6 +199,17 @@ def test_what_is_kept_is_what_was_read_and_objects_stay_together(alerts, tmp_pat
         CuratedSet(tmp_path / "none")
 
 
+def test_a_detection_comes_once_and_a_person_s_word_stays(tmp_path):
+    write_avro(tmp_path / "a.avro", [alert(i, i % 2 == 0) for i in range(6)], ztf_schema())
+    first = gathering.from_alerts([tmp_path])
+    said = pd.DataFrame({"candid": [first.table.at[0, "source_id"]], "label": ["bogus"]})
+    again, _ = gathering.match_verdicts(gathering.from_alerts([tmp_path]), said)
+    table = curate(first.plus(again), tmp_path / "set").table
+    assert len(table) == 6
+    mine = table[table["source_id"] == first.table.at[0, "source_id"]]
+    assert mine[["real", "label_source"]].to_numpy().tolist() == [[False, "human"]]
+
+
 def test_nothing_labelled_is_an_error(tmp_path):
     write_avro(tmp_path / "a.avro", [alert(0, True, drb=0.5)], ztf_schema())
     with pytest.raises(ModelError, match="none of 1 sources has a label"):
