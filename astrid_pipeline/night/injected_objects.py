@@ -1,8 +1,8 @@
 """Objects that live over the nights, to be put into copies of frames: supernovae in galaxies, and periodic stars.
 
-Nothing is kept of them. Which galaxy or star of a field's reference it is, when it peaks, how bright, of which period:
-all follows from the seed, the field and the place, so that nights made in any order, or again, show one and the same
-object; its flux in each is that of its light curve. A reference that is made anew keeps them, in a scale of its own.
+Nothing is kept of them. Which galaxy or star of a reference it is, when it peaks, how bright beside it, of which
+period: all follows from the seed, the field and the place, so that nights made in any order, or again, show one and the
+same object; its flux in each is that of its light curve. A reference that is made anew keeps them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from astrid_pipeline.simulation.transients import WAVELENGTHS, periodic_magnitud
 HOSTS, STARS = 0.05, 0.025
 #: Days from one supernova of a galaxy to its next; each can be seen for some seventy.
 CYCLE = 150.0
-#: S/N of a point in a single frame that makes the reference: at a supernova's peak, and of a star's largest change.
-BRIGHT = (6.0, 60.0)
+#: Light of a supernova at its peak over that of its galaxy: M_B = -19.3 of type Ia beside galaxies of -18 to -21.
+BESIDE_HOST = (0.2, 3.3)
+#: Amplitudes of stars, mag, as of the simulated survey's (`simulation.transients.draw_variables`).
+AMPLITUDES = (0.08, 1.0)
 #: Fainter than this in a night, there is nothing to be found: it is not put in.
 LEAST_SNR = 3.0
-#: A star's light changes by no more than this share of it.
-MOST = 0.6
 #: Periods, days: RR Lyrae to long ones.
 PERIODS = (0.3, 60.0)
 #: Side of the cells that places are named by, px: a centroid's error seldom leads into the next.
@@ -57,7 +57,7 @@ def draw_objects(reference: Frame, field: str, seed: int = 0) -> pd.DataFrame:
     Parameters
     ----------
     reference:
-        With PSF, WCS, sky taken off and its noise known; the objects are chosen among its sources.
+        With PSF, WCS, its sky taken off and the noise of it known; the objects are chosen among its sources.
     field, seed:
         With the place they decide everything.
 
@@ -76,9 +76,6 @@ def draw_objects(reference: Frame, field: str, seed: int = 0) -> pd.DataFrame:
     if reference.wcs is None or reference.psf is None:
         return pd.DataFrame(columns=_COLUMNS)
     sources = _sources(reference)
-    noise = float(reference.meta["sky_sigma"]) * math.sqrt(float(reference.psf.noise_area()))
-    # A stack of n frames is √n deeper than one of them.
-    noise *= math.sqrt(max(float(reference.meta.get("n_frames") or 1), 1.0))
     scale = float(np.mean(proj_plane_pixel_scales(reference.wcs.celestial)))
     order = int(np.clip(math.floor(math.log2(58.6 / (_CELL * scale))), 0, 29))
     cells = HEALPix(2**order, "nested")
@@ -99,9 +96,8 @@ def draw_objects(reference: Frame, field: str, seed: int = 0) -> pd.DataFrame:
         if rank >= 1:
             continue
         name = f"{field}-{'sn' if galaxy else 'var'}-{order}-{int(number)}"
-        draw = (_supernova if galaxy else _variable)(rng, x, y, light, noise, reference.psf.fwhm())
-        if draw is not None:
-            rows.append({"object_id": name, "kind": kind, "rank": rank, **draw})
+        draw = _supernova(rng, x, y, light, reference.psf.fwhm()) if galaxy else _variable(rng, x, y, light)
+        rows.append({"object_id": name, "kind": kind, "rank": rank, **draw})
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "x", "y"])
     if len(table):
         table["ra"], table["dec"] = reference.wcs.all_pix2world(table["x"], table["y"], 0)
@@ -117,14 +113,12 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _supernova(
-    rng: np.random.Generator, x: float, y: float, light: float, noise: float, fwhm: float
-) -> dict[str, object]:
+def _supernova(rng: np.random.Generator, x: float, y: float, light: float, fwhm: float) -> dict[str, object]:
     radius, angle = 1.5 * fwhm * math.sqrt(rng.random()), 2 * math.pi * rng.random()
     return {
         "x": x + radius * math.cos(angle),
         "y": y + radius * math.sin(angle),
-        "flux": noise * _log_uniform(rng, *BRIGHT),
+        "flux": light * _log_uniform(rng, *BESIDE_HOST),
         "peak": CYCLE * rng.random(),
         "stretch": rng.uniform(0.8, 1.25),
         "shape": "",
@@ -134,12 +128,7 @@ def _supernova(
     }
 
 
-def _variable(
-    rng: np.random.Generator, x: float, y: float, light: float, noise: float, fwhm: float
-) -> dict[str, object] | None:
-    change = min(noise * _log_uniform(rng, *BRIGHT) / max(light, 1e-30), MOST)
-    if change * light < LEAST_SNR * noise:
-        return None
+def _variable(rng: np.random.Generator, x: float, y: float, light: float) -> dict[str, object]:
     return {
         "x": x,
         "y": y,
@@ -148,8 +137,7 @@ def _variable(
         "stretch": np.nan,
         "shape": str(rng.choice(["sine", "sawtooth", "eclipse"])),
         "period": _log_uniform(rng, *PERIODS),
-        # Half of the amplitude brightens it by that share.
-        "amplitude": 5 * math.log10(1 + change),
+        "amplitude": _log_uniform(rng, *AMPLITUDES),
         "turn": rng.random(),
     }
 

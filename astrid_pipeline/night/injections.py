@@ -217,17 +217,17 @@ def inject_exposure(
 
 
 def _plan_lasting(difference: Difference, objects: pd.DataFrame | None) -> pd.DataFrame:
-    """Return what of the long-lived objects goes in, of galaxies and stars no more than may be changed."""
+    """Return what of the long-lived objects goes in: on half of the galaxies and stars that may be changed, at most."""
     from astrid_pipeline.night.injected_changes import STAR_SHARE, stars_of
 
     if objects is None or not len(objects):
         return plan_objects(pd.DataFrame(), difference, hosts=0, stars=0)
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     fwhm = difference.psf.fwhm()
+    galaxies = most_hosts(_host_positions(difference, bad, fwhm))
     stars = math.ceil(STAR_SHARE * len(stars_of(difference, bad, fwhm)))
-    return plan_objects(
-        objects, difference, hosts=most_hosts(_host_positions(difference, bad, fwhm)), stars=stars
-    )
+    # Half of what may be changed: the other half is for changes of one night.
+    return plan_objects(objects, difference, hosts=math.ceil(galaxies / 2), stars=math.ceil(stars / 2))
 
 
 def judge(
