@@ -229,11 +229,14 @@ def plan_objects(
         inside = border <= column < width - border and border <= line < height - border
         if not inside or not left[row["kind"]] or bad[line - 3 : line + 4, column - 3 : column + 4].any():
             continue
-        snr = abs(row["flux"]) / float(difference.flux_err[line, column])
-        if snr < LEAST_SNR or any((row["x"] - a) ** 2 + (row["y"] - b) ** 2 < apart for a, b in at):
+        if any((row["x"] - a) ** 2 + (row["y"] - b) ** 2 < apart for a, b in at):
             continue
         at.append((row["x"], row["y"]))
+        # One that does not shine has its place all the same: else another would come and go with it.
         left[row["kind"]] -= 1
+        snr = abs(row["flux"]) / float(difference.flux_err[line, column])
+        if snr < LEAST_SNR:
+            continue
         known = {name: row[name] for name in ("x", "y", "flux", "kind", "object_id", "phase")}
         rows.append(
             {**known, "snr": snr, "on_galaxy": row["kind"] == "supernova", "length": 0.0, "angle": 0.0}

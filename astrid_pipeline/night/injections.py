@@ -217,7 +217,7 @@ def inject_exposure(
 
 
 def _plan_lasting(difference: Difference, objects: pd.DataFrame | None) -> pd.DataFrame:
-    """Return what of the long-lived objects goes in: on half of the galaxies and stars that may be changed, at most."""
+    """Return what of the long-lived objects goes in: on no more galaxies and stars than may be changed."""
     from astrid_pipeline.night.injected_changes import STAR_SHARE, stars_of
 
     if objects is None or not len(objects):
@@ -226,8 +226,8 @@ def _plan_lasting(difference: Difference, objects: pd.DataFrame | None) -> pd.Da
     fwhm = difference.psf.fwhm()
     galaxies = most_hosts(_host_positions(difference, bad, fwhm))
     stars = math.ceil(STAR_SHARE * len(stars_of(difference, bad, fwhm)))
-    # Half of what may be changed: the other half is for changes of one night.
-    return plan_objects(objects, difference, hosts=math.ceil(galaxies / 2), stars=math.ceil(stars / 2))
+    # About half of the supernovae shine at a time, and leave the other galaxies to changes of one night; stars all do.
+    return plan_objects(objects, difference, hosts=galaxies, stars=math.ceil(stars / 2))
 
 
 def judge(

@@ -125,7 +125,10 @@ def test_in_an_exposure_nothing_masked_faint_crowded_or_too_many():
     rows = [one("supernova", object_id=f"o{i}", ra=a, dec=d, peak=peak, flux=50.0 + i, rank=(i * 7 % 100) / 100)
             for i, (a, d) in enumerate(zip(ra, dec, strict=True))]  # fmt: skip
     beside = rows[0].assign(object_id="beside", ra=ra[0] + 0.5 / 3600, rank=0.99)
-    faint, off = rows[0].assign(object_id="faint", flux=1.0), rows[0].assign(object_id="off", dec=10.0)
+    faint, off = (
+        rows[1].assign(object_id="faint", flux=1.0, rank=0.995),
+        rows[0].assign(object_id="off", dec=10.0),
+    )
     table = pd.concat([*rows, beside, faint, off])
     plan = plan_objects(table, wide, hosts=1000, stars=0)
     assert len(plan) == len(rows)
@@ -137,6 +140,9 @@ def test_in_an_exposure_nothing_masked_faint_crowded_or_too_many():
     assert len(few) == 5
     ranks = pd.Series({f"o{i}": row["rank"].iloc[0] for i, row in enumerate(rows)})
     assert ranks[few["object_id"].str.rsplit("-", n=1).str[0]].max() <= np.sort(ranks)[4]
+    # What is too faint tonight keeps its place: the same objects are put in on all nights.
+    dark = pd.concat([rows[0].assign(flux=1.0, rank=-1.0), *rows[1:]])
+    assert len(plan_objects(dark, wide, hosts=5, stars=0)) == 4
     masked = wide.replace(mask=np.ones_like(wide.mask))
     assert not len(plan_objects(table, masked, hosts=1000, stars=0))
     assert not len(plan_objects(table, wide.replace(wcs=None), hosts=1000, stars=0))
