@@ -75,8 +75,9 @@ def objects_of(table: pd.DataFrame) -> pd.Series:
 def balanced(table: pd.DataFrame, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
     """Return the row numbers of at most `most` labelled examples, shared out evenly over the strata.
 
-    Surveys first get equal shares, then in each the real and the bogus, then the bins of `SNR_EDGES`; what a stratum
-    cannot fill goes to the others of its level. In a stratum every object gives one before any gives two.
+    Surveys first get equal shares, then in each the real and the bogus, then their classes, then the bins of
+    `SNR_EDGES`; what a stratum cannot fill goes to the others of its level. In a stratum every object gives one before
+    any gives two.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(table))
@@ -85,9 +86,15 @@ def balanced(table: pd.DataFrame, most: int, seed: int = 0) -> npt.NDArray[np.in
     levels = [
         table["survey"].to_numpy(object)[order],
         table["real"].to_numpy(bool)[order],
+        np.array([_kind(one) for one in table["class"]], object)[order],
         np.digitize(table["snr"].to_numpy(float)[order], SNR_EDGES),
     ]
     return np.sort(order[_share(np.arange(len(order)), levels, most)])
+
+
+def _kind(name: Any) -> str:
+    """Return the class a label tells: one of `CLASSES` (supernovae of all types are transients), or "" if none."""
+    return "" if not isinstance(name, str) or not name else name if name in CLASSES else "transient"
 
 
 def _share(

@@ -97,6 +97,7 @@ def test_a_sample_is_shared_out_evenly(most, seed):
         {
             "survey": rng.choice(["ztf", "lsst", "pgir"], 120, p=[0.8, 0.15, 0.05]),
             "real": rng.random(120) < 0.8,
+            "class": None,
             "snr": rng.choice([5.0, 10.0, 40.0], 120),
             "object": rng.integers(0, 50, 120).astype(str),
         }
@@ -116,10 +117,25 @@ def test_a_sample_is_shared_out_evenly(most, seed):
 
 def test_in_a_stratum_every_object_gives_one_before_any_gives_two():
     table = pd.DataFrame(
-        {"survey": "ztf", "real": True, "snr": 30.0, "object": ["often"] * 50 + list("abcdefghi")}
+        {
+            "survey": "ztf",
+            "real": True,
+            "class": None,
+            "snr": 30.0,
+            "object": ["often"] * 50 + list("abcdefghi"),
+        }
     )
     assert table.iloc[balanced(table, 10)]["object"].nunique() == 10
     assert SNR_EDGES[-1] < 30
+
+
+def test_classes_get_equal_shares():
+    kinds = ["moving"] * 40 + ["SN Ia", "SN II", "transient"] * 10 + [None] * 30
+    table = pd.DataFrame({"survey": "ztf", "real": True, "class": kinds, "snr": 30.0})
+    table["object"] = table.index.astype(str)
+    chosen = table.iloc[balanced(table, 30)]["class"]
+    assert (chosen == "moving").sum() == 10
+    assert chosen.isna().sum() == 10
 
 
 def test_labels_of_four_springs_and_what_contradicts(alerts, tmp_path):
