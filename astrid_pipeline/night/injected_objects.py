@@ -79,6 +79,8 @@ def draw_objects(reference: Frame, field: str, seed: int = 0) -> pd.DataFrame:
     scale = float(np.mean(proj_plane_pixel_scales(reference.wcs.celestial)))
     order = int(np.clip(math.floor(math.log2(58.6 / (_CELL * scale))), 0, 29))
     cells = HEALPix(2**order, "nested")
+    # A fifth of a cell, some 2 to 5 px: by the grid, not by the seeing, so that it is one place in all filters.
+    reach = 58.6 / 2**order / scale / 5
     rows = []
     seen: set[tuple[bool, int]] = set()
     sky = reference.wcs.all_pix2world(sources["x"], sources["y"], 0)
@@ -96,7 +98,7 @@ def draw_objects(reference: Frame, field: str, seed: int = 0) -> pd.DataFrame:
         if rank >= 1:
             continue
         name = f"{field}-{'sn' if galaxy else 'var'}-{order}-{int(number)}"
-        draw = _supernova(rng, x, y, light, reference.psf.fwhm()) if galaxy else _variable(rng, x, y, light)
+        draw = _supernova(rng, x, y, light, reach) if galaxy else _variable(rng, x, y, light)
         rows.append({"object_id": name, "kind": kind, "rank": rank, **draw})
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "x", "y"])
     if len(table):
@@ -113,8 +115,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _supernova(rng: np.random.Generator, x: float, y: float, light: float, fwhm: float) -> dict[str, object]:
-    radius, angle = 1.5 * fwhm * math.sqrt(rng.random()), 2 * math.pi * rng.random()
+def _supernova(rng: np.random.Generator, x: float, y: float, light: float, reach: float) -> dict[str, object]:
+    radius, angle = reach * math.sqrt(rng.random()), 2 * math.pi * rng.random()
     return {
         "x": x + radius * math.cos(angle),
         "y": y + radius * math.sin(angle),
