@@ -25,6 +25,7 @@ from astrid_pipeline.learning.peaks import (
     unet_features,
 )
 from astrid_pipeline.learning.schema import CLASSES, DETECTIONS
+from astrid_pipeline.learning.surroundings import surroundings
 
 #: Side of the crops in which dropout is sampled: a multiple of the network's stride, the peak in its middle.
 _CROP = 64
@@ -45,9 +46,9 @@ def peak_table(
 ) -> pd.DataFrame:
     """Return the network's peaks with what the second stage looks at.
 
-    That is the columns of `find_peaks` (x and y as ``peak_x``, ``peak_y``), those of `unet_features`, the
-    candidate's own columns (NaN without one), ``candidate`` (its row number or -1), ``peak_snr`` (the score at the
-    peak's pixel) and ``peak_distance`` (px to the candidate).
+    That is the columns of `find_peaks` (x and y as ``peak_x``, ``peak_y``), those of `unet_features` and of
+    `surroundings`, the candidate's own columns (NaN without one), ``candidate`` (its row number or -1), ``peak_snr``
+    (the score at the peak's pixel) and ``peak_distance`` (px to the candidate).
     """
     peaks = find_peaks(probability, bad, threshold)
     keep, row = one_a_candidate(peaks, candidates, join(peaks, candidates))
@@ -70,8 +71,10 @@ def peak_table(
         },
         index=peaks.index,
     )
+    around = surroundings(score, bad, peaks["x"].to_numpy(), peaks["y"].to_numpy())
+    around.index = peaks.index
     peaks = peaks.rename(columns={"x": "peak_x", "y": "peak_y"})
-    return pd.concat([peaks, features, extra, matched], axis=1)
+    return pd.concat([peaks, features, around, extra, matched], axis=1)
 
 
 def dropout_spread(
