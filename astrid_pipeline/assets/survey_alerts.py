@@ -70,13 +70,15 @@ def survey_alerts(
     from astrid_pipeline.catalog.alerts import add_history, corrected, places_of_night
     from astrid_pipeline.catalog.objects import replace_points
     from astrid_pipeline.learning.alert_model import load_alert_model, load_alert_network
+    from astrid_pipeline.learning.energy import EnergyMeter
     from astrid_pipeline.night.survey_alerts import as_candidates, history_points, take_alerts
 
     part = FieldNight.of(context)
     field, records, packets = _packets(catalogue, part)
     catalog = catalogue.open()
     model, verdicts = corrected(catalog, load_alert_model())
-    table, features = take_alerts(packets, model, load_alert_network(), detector.device)
+    with EnergyMeter() as meter:
+        table, features = take_alerts(packets, model, load_alert_network(), detector.device)
     candidates, detections = as_candidates(table, features, packets, model)
     problems = table.set_index("alert_id")["problem"]
     rows = [{**vars(r), "path": None, "problem": problems.get(r.exposure_id)} for r in records]
@@ -98,6 +100,8 @@ def survey_alerts(
         metadata={
             "alerts": len(table),
             "detections": len(detections),
+            "joules": number(meter.joules, 1),
+            "energy_source": meter.source,
             "not_scored": int(table["problem"].notna().sum()),
             "known_objects": int(table["known_object"].notna().sum()),
             "light_curve_points": added,

@@ -122,8 +122,7 @@ def in_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     if current().world == 1:
         return network
     ids = [device] if device.type == "cuda" else None
-    # The whole batch's normalisation gives all the same buffers: nothing to send.
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
 
 def check_processes(processes: int, device: torch.device, batch: int) -> None:
