@@ -113,3 +113,7 @@ def test_shards_go_to_another_process_by_their_place(tmp_path: Path):
     assert isinstance(again.planes(1).base, np.memmap)
     assert np.array_equal(again.planes(1), shards.planes(1))
     assert np.array_equal(again.labels(2), shards.labels(2))
+    # In one process, parts of a set share what is mapped.
+    part = shards.select([False, True, True])
+    assert np.shares_memory(part.planes(0), shards.planes(1))
+    assert np.array_equal(pickle.loads(pickle.dumps(part)).planes(0), shards.planes(1))

@@ -190,6 +190,7 @@ def train_in_processes(
             for process in started.processes:
                 if process.is_alive():
                     process.kill()
+                    process.join()
         listen()
     return result[0]
 

@@ -226,6 +226,12 @@ class ShardSet:
         self._truth_of = {str(k): v for k, v in self.truth.groupby("image_id", sort=False)}
         self._candidates_of = {str(k): v for k, v in self.candidates.groupby("image_id", sort=False)}
 
+    def __copy__(self) -> ShardSet:
+        # Shares what is mapped, which `__setstate__` would map again.
+        other = ShardSet.__new__(ShardSet)
+        other.__dict__.update(self.__dict__)
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         # To another process goes where the planes lie, not the planes: it maps them itself.
         mapped = {
