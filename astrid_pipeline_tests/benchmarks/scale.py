@@ -29,7 +29,7 @@ from astrid_pipeline_tests.benchmarks.scale_model import (
 )
 from astrid_pipeline_tests.benchmarks.scale_queues import Design, Survey, simulate
 
-PARTS = ("night", "catalogue", "listing", "dagster")
+PARTS = ("night", "catalogue", "listing", "sensor", "dagster")
 GROUPINGS = {
     "night": "a run a field's night, made again at each visit (as it is)",
     "exposure": "a run an exposure, started at once",
@@ -63,6 +63,7 @@ def measure(output: Path, parts: list[str]) -> None:
                 "night": lambda: scale_measure.measure_night(home / "data", scale_measure.NIGHTS),
                 "catalogue": lambda: scale_limits.measure_catalogue(home / "data", "scale-dense"),
                 "listing": lambda: scale_limits.measure_listing(server, home),
+                "sensor": lambda: scale_limits.measure_sensor(home),
                 "dagster": lambda: scale_limits.measure_dagster(home),
             }
             for part in parts:

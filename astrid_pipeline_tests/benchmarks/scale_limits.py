@@ -210,6 +210,38 @@ def _launch(home: Path, count: int) -> dict[str, Any]:
     }
 
 
+def measure_sensor(home: Path, fields: int = 60) -> dict[str, Any]:
+    """Return what a look of the sensor `new_observations` costs a field in which nothing is new: folders, all made.
+
+    The first look finds out that there is nothing to do; the second knows.
+    """
+    import dagster as dg
+
+    from astrid_pipeline import driver, sensors
+    from astrid_pipeline.archives.base import Field
+    from astrid_pipeline.resources.catalogue import CatalogueResource
+    from astrid_pipeline.resources.products import ProductsResource
+    from astrid_pipeline.resources.store import StoreResource
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    catalogue, cursor = driver.open_catalogue(), None
+    for number in range(fields):
+        folder = home / "data" / f"quiet-{number}"
+        folder.mkdir(parents=True)
+        catalogue.add_field(Field(folder.name, 1.0 * number, -30.0, 0.3, archive=f"folder:{folder}"))
+    out: dict[str, Any] = {"fields": len(catalogue.fields()), "milliseconds_a_field": []}
+    with dagster_instance() as instance:
+        for _ in range(3):
+            given = {"catalogue": CatalogueResource(), "products": ProductsResource(store=StoreResource())}
+            begin = time.perf_counter()
+            with dg.build_sensor_context(instance=instance, cursor=cursor, resources=given) as context:
+                result = sensors.new_observations(context)
+            seconds, cursor = time.perf_counter() - begin, result.cursor
+            assert "to be looked at in the next tick" not in str(cursor)
+            out["milliseconds_a_field"].append(round(1e3 * seconds / out["fields"], 1))
+    return out
+
+
 def _dimensions(number: int) -> list[dict[str, str]]:
     return [
         {"key": "dagster/partition/field", "value": EMPTY},
