@@ -18,8 +18,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 _home: Path | None = None
 _room: Path | None = None
-#: Names of variables that say where AstrID keeps things.
-_NAMES = ("ASTRID_", "DAGSTER_HOME")
 _environment: dict[str, str] = {}
 
 
@@ -45,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _named() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(_NAMES)}
+    return {name: value for name, value in os.environ.items() if name.startswith("ASTRID_")}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,6 +52,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     global _room
     if item.path.parent != _room:
         _room = item.path.parent
+        # AstrID sets it for the process that it runs in, for good: runs launched from there need it.
+        os.environ.pop("DAGSTER_HOME", None)
         left = dict(_named().items() ^ _environment.items())
         assert not left, f"a room before {_room.name} left behind or took away: {sorted(left)}"
 

@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from astrid_pipeline.definitions import build_defs
+from astrid_pipeline_tests.support import apart
 
 
 @pytest.fixture
@@ -16,8 +17,10 @@ def instance():
 
 
 def evaluate(instance, definitions, asset: str, cursor=None):
-    result = dg.evaluate_automation_conditions(
-        definitions, instance, asset_selection=dg.AssetSelection.assets(asset), cursor=cursor
+    result = apart(
+        lambda: dg.evaluate_automation_conditions(
+            definitions, instance, asset_selection=dg.AssetSelection.assets(asset), cursor=cursor
+        )
     )
     return result.total_requested, result.cursor
 
