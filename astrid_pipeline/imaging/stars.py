@@ -8,6 +8,7 @@ happens to lie.
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +48,56 @@ ENOUGH_FOR_SURFACE = 40
 #: A neighbour with this share of a star's flux within two FWHM spoils it.
 NEIGHBOUR_SHARE = 0.10
 
+#: How much higher the threshold is set, by and by, where sources overlap too much at the one that is wanted.
+RAISED = (1.0, 2.0, 5.0, 20.0)
+_OVERLAP = "the sources overlap too much to be told apart"
+
 COLUMNS = (
     "x", "y", "flux", "flux_err", "snr", "peak", "sigma", "fwhm", "elongation", "angle", "npix", "flags", "star",
 )  # fmt: skip
+
+
+def _extract(image: Image, threshold: float, **options: Any) -> npt.NDArray[Any] | None:
+    """Return sep's objects; None where they overlap too much for it.
+
+    Raises
+    ------
+    PixelError
+        If sep cannot work on the image, with sep's reason.
+    """
+    import sep
+
+    # sep's limits are for small frames: a crowded or nebulous one overruns them and stops (sep issues 24, 72, 75).
+    sep.set_extract_pixstack(max(1_000_000, image.size // 4))
+    sep.set_sub_object_limit(20_000)
+    try:
+        found: npt.NDArray[Any] = sep.extract(image, threshold, **options)
+    except MemoryError:
+        # sep's has no text, and is no fault of the pixels.
+        raise
+    except Exception as error_of_sep:  # sep raises bare Exceptions
+        if "deblending overflow" in str(error_of_sep) or "pixel buffer full" in str(error_of_sep):
+            return None
+        raise PixelError(
+            f"no sources could be found: {error_of_sep}", remedy="check the frame's mask and values"
+        ) from error_of_sep
+    return found
+
+
+def extract_plain(image: Image, sigma: float, mask: _Bool, threshold: float) -> npt.NDArray[Any]:
+    """Return sep's own objects of 5 px or more over `threshold` times the noise; where they overlap too much, fewer.
+
+    Raises
+    ------
+    PixelError
+        If sep cannot work on the image, or everything in it overlaps.
+    """
+    whole = np.ascontiguousarray(image)
+    for raised in RAISED:
+        found = _extract(whole, threshold * raised, err=sigma, mask=mask, minarea=5)
+        if found is not None:
+            return found
+    raise PixelError(_OVERLAP, remedy="check the sky level and the mask")
 
 
 def find_sources(
@@ -74,45 +122,28 @@ def find_sources(
     PixelError
         If sep cannot work on the image, with sep's reason.
     """
-    import sep
-
-    # sep's limits are for small frames: a crowded or nebulous one overruns them and stops (sep issues 24, 72, 75).
-    sep.set_extract_pixstack(max(1_000_000, image.size // 4))
-    sep.set_sub_object_limit(20_000)
     # sep's own filter for uneven noise does the same in twice the time.
     scaled = np.ascontiguousarray(image / noise, dtype=np.float32)
     found = None
     # In a crowd everything is one object, in which deblending finds only what holds 0.5 % of it all, or gives up. A
     # higher threshold then finds more stars.
-    for raised in (1.0, 2.0, 5.0, 20.0):
-        try:
-            these = sep.extract(
-                scaled,
-                SMOOTHED * threshold * raised,
-                mask=mask,
-                minarea=MIN_AREA,
-                clean=False,
-                deblend_nthresh=LEVELS,
-            )
-        except MemoryError:
-            # sep's has no text, and is no fault of the pixels.
-            raise
-        except Exception as error_of_sep:  # sep raises bare Exceptions
-            if "deblending overflow" not in str(error_of_sep) and "pixel buffer full" not in str(
-                error_of_sep
-            ):
-                raise PixelError(
-                    f"no sources could be found: {error_of_sep}", remedy="check the frame's mask and values"
-                ) from error_of_sep
+    for raised in RAISED:
+        these = _extract(
+            scaled,
+            SMOOTHED * threshold * raised,
+            mask=mask,
+            minarea=MIN_AREA,
+            clean=False,
+            deblend_nthresh=LEVELS,
+        )
+        if these is None:
             continue
         if found is None or len(these) > len(found):
             found = these
         if not len(these) or these["npix"].max() < CROWD_SHARE * image.size:
             break
     if found is None:
-        raise PixelError(
-            "the sources overlap too much to be told apart", remedy="check the sky level and the mask"
-        )
+        raise PixelError(_OVERLAP, remedy="check the sky level and the mask")
     names = ["x", "y", "xpeak", "ypeak", "flux", "peak", "a", "b", "npix", "flag"]
     table = pd.DataFrame({name: found[name] for name in names})
     at = (found["ypeak"], found["xpeak"])

@@ -17,6 +17,7 @@ import pandas as pd
 from astrid_pipeline.errors import PSFError
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.stars import extract_plain
 from astrid_pipeline.night.injections import HOST_SHARE, MATCH_RADIUS, match, plan_injections
 from astrid_pipeline.night.stamps import write_stamps
 from astrid_pipeline.tables import Column, TableSchema
@@ -199,12 +200,10 @@ def _dipoles(difference: Difference, rng: np.random.Generator, number: int) -> p
     F d e^(-1/2) / (sqrt(2) s) (the steepest slope of the PSF's autocorrelation, d small): with s = FWHM / 2.355, an
     S/N of 1.01 (F / σ) (d / FWHM).
     """
-    import sep
-
     columns = ["x", "y", "flux", "snr", "length", "angle"]
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     sigma = float(difference.meta["reference_sky_sigma"])
-    stars = sep.extract(np.ascontiguousarray(difference.reference), 5.0, err=sigma, mask=bad, minarea=5)
+    stars = extract_plain(difference.reference, sigma, bad, 5.0)
     height, width = difference.score.shape
     fwhm = difference.psf.fwhm()
     number = min(number, max(2, int(HOST_SHARE * len(stars))))

@@ -12,6 +12,7 @@ import pandas as pd
 
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.stars import extract_plain
 
 #: Of a megapixel's other changes: variable stars, sources that have faded, moving objects.
 SHARES: Mapping[str, float] = {"variable": 0.4, "fading": 0.25, "moving": 0.35}
@@ -163,11 +164,8 @@ def stars_of(
     difference: Difference, bad: npt.NDArray[np.bool_], fwhm: float
 ) -> list[tuple[float, float, float]]:
     """Return x, y and flux (science units) of the reference's sources that are as sharp as its stars."""
-    import sep
-
     sigma = float(difference.meta["reference_sky_sigma"])
-    image = np.ascontiguousarray(difference.reference)
-    found = sep.extract(image, 10.0, err=sigma, mask=bad, minarea=5)
+    found = extract_plain(difference.reference, sigma, bad, 10.0)
     size = 2.3548 * np.sqrt(np.maximum(found["a"] * found["b"], 0))
     sharp = size < 1.3 * fwhm
     return [

@@ -17,6 +17,7 @@ import pandas as pd
 
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.stars import extract_plain
 from astrid_pipeline.simulation.transients import WAVELENGTHS, periodic_magnitude, supernova_flux
 
 #: Shares of a reference's galaxies that have supernovae, of which about half shine at a time, and of its stars that are
@@ -146,13 +147,11 @@ def _variable(rng: np.random.Generator, x: float, y: float, light: float) -> dic
 
 def _sources(reference: Frame) -> pd.DataFrame:
     """Return x, y, flux and galaxy (else star) of the reference's sources, the brightest first."""
-    import sep
-
     assert reference.psf is not None
     fwhm = float(reference.psf.fwhm())
     bad = is_set(reference.mask, int(UNUSABLE | Mask.EDGE)) | ~np.isfinite(reference.data)
-    image = np.ascontiguousarray(np.where(bad, 0, reference.data), np.float32)
-    found = sep.extract(image, 10.0, err=float(reference.meta["sky_sigma"]), mask=bad, minarea=5)
+    image = np.where(bad, 0, reference.data).astype(np.float32)
+    found = extract_plain(image, float(reference.meta["sky_sigma"]), bad, 10.0)
     size = 2.3548 * np.sqrt(np.maximum(found["a"] * found["b"], 0))
     table = pd.DataFrame({name: found[name].astype(float) for name in ("x", "y", "flux")})
     table = table.assign(galaxy=size > 1.3 * fwhm)

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+from astrid_pipeline.imaging.stars import extract_plain
 from astrid_pipeline.night.injected_changes import plan_changes, science_part, with_faded
 from astrid_pipeline.night.injected_objects import plan_objects
 from astrid_pipeline.tables import Column, TableSchema
@@ -145,11 +146,8 @@ def most_hosts(hosts: np.ndarray) -> int:
 
 def _host_positions(difference: Difference, bad: np.ndarray, fwhm: float) -> np.ndarray:
     """Return (n, 2) x, y of reference sources that are extended, or of all where none is."""
-    import sep
-
     sigma = float(difference.meta["reference_sky_sigma"])
-    image = np.ascontiguousarray(difference.reference)
-    sources = sep.extract(image, 5.0, err=sigma, mask=bad, minarea=5)
+    sources = extract_plain(difference.reference, sigma, bad, 5.0)
     if not len(sources):
         return np.empty((0, 2))
     size = 2.355 * np.sqrt(np.maximum(sources["a"] * sources["b"], 0))

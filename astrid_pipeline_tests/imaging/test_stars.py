@@ -179,3 +179,46 @@ def test_a_prepared_frames_stars_are_those_that_a_fresh_search_finds() -> None:
     assert np.median(errors) == pytest.approx(1, abs=0.02)
     # A bright star's error holds its own photons either way.
     assert np.abs(errors - 1).max() < 0.3
+
+
+def test_a_crowded_image_does_not_overrun_seps_limits(monkeypatch):
+    import sep
+
+    from astrid_pipeline.imaging import stars
+
+    rng = np.random.default_rng(5)
+    image = rng.normal(0, 1, (300, 300)).astype(np.float32)
+    image[20:280, 20:280] += 30  # a nebula: one object of 67,600 px
+    nothing = np.zeros(image.shape, bool)
+    before = sep.get_extract_pixstack()
+    try:
+        sep.set_extract_pixstack(20_000)
+        with pytest.raises(Exception, match="pixel buffer full"):
+            sep.extract(image, 5.0, err=1.0)
+        assert len(stars.extract_plain(image, 1.0, nothing, 5.0)) >= 1
+    finally:
+        sep.set_extract_pixstack(before)
+    # Where it overlaps too much even so, only what stands out of the crowd is found, or the reason is told.
+    image[100:104, 100:104] += 400
+    wanted = []
+
+    def full_below(limit: float):
+        original = sep.extract
+
+        def extract(data, threshold, **options):
+            wanted.append(threshold)
+            if threshold < limit:
+                raise Exception("object deblending overflow: limit of 20000 sub-objects reached")
+            return original(data, threshold, **options)
+
+        return extract
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sep, "extract", full_below(40.0))
+        (found,) = stars.extract_plain(image, 1.0, nothing, 5.0)
+    assert (round(found["x"]), round(found["y"])) in {(101, 101), (102, 102), (101, 102), (102, 101)}
+    assert wanted == [5.0, 10.0, 25.0, 100.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(sep, "extract", full_below(1e9))
+        with pytest.raises(PixelError, match="overlap too much"):
+            stars.extract_plain(image, 1.0, nothing, 5.0)
