@@ -267,7 +267,7 @@ def failed_partitions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 @dg.run_failure_sensor(
     name="made_after_all",
     minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=dg.DefaultSensorStatus.STOPPED,
     description="A run whose process was killed when all its steps had been made has made what it was to make: it is "
     "noted as a success. Dagster itself has no step to try again there, and would leave it as a failure.",
 )

@@ -6,7 +6,6 @@ serves `dagster dev` with nothing set up, the launcher, and production.
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import uuid
@@ -23,7 +22,6 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
-from dagster_postgres.utils import create_pg_engine
 
 from astrid_pipeline import logs
 from astrid_pipeline.resources import pictures
@@ -41,7 +39,6 @@ from astrid_pipeline.settings import Settings, get_settings
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
     from dagster._core.run_coordinator.base import SubmitRunContext
-    from sqlalchemy import Engine
 
 #: Downloads from archives at once: what public archives ask of one client.
 ARCHIVE_SLOTS = 2
@@ -53,27 +50,6 @@ GPU_TAG = "astrid/gpu"
 def pools() -> Mapping[str, int]:
     """Return the slots of the pools when nobody has set them: a person's choice on the Dagster page stays."""
     return {"gpu": get_settings().gpus, "archive": ARCHIVE_SLOTS}
-
-
-#: Seconds after which a connection is replaced: a firewall between may have forgotten it.
-CONNECTION_SECONDS = 600
-
-
-@functools.cache
-def _engine(url: str, process: int) -> Engine:
-    """Return this process's way to Dagster's database; it keeps one connection open, and more while they are used.
-
-    Dagster makes a connection for each question, some eight hundred in a night's run: in a night of small frames
-    that took a tenth of the time. `process` is its number: connections are not to be shared with a forked child.
-    """
-    return create_pg_engine(
-        url,
-        isolation_level="AUTOCOMMIT",
-        pool_size=1,
-        max_overflow=-1,  # as many at once as without a pool: what is too much, the server says
-        pool_pre_ping=True,  # the server may have been started anew
-        pool_recycle=CONNECTION_SECONDS,
-    )
 
 
 class AstridStorage(DagsterPostgresStorage):
@@ -97,7 +73,7 @@ class AstridStorage(DagsterPostgresStorage):
         storage = cls(inst_data=inst_data, postgres_url=url)
         parts: list[Any] = [storage.event_log_storage, storage.run_storage, storage.schedule_storage]
         for part in parts:
-            part._engine = _engine(url, os.getpid())
+            part._engine = postgres.shared_engine(url)
         known = {pool.name for pool in storage.event_log_storage.get_pool_limits()}
         for name, slots in pools().items():
             if name not in known:

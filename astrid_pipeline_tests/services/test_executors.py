@@ -5,6 +5,7 @@ Workers, Redis and queues for real: `astrid_pipeline_tests/stack`.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import subprocess
 import sys
@@ -37,8 +38,9 @@ def test_the_settings_name_the_executor(monkeypatch, name):
     monkeypatch.setenv("ASTRID_EXECUTOR", name)
     found = definitions.executor()
     assert found.name == {"k8s": "k8s"}.get(name, name)
-    # All jobs can be built with it, and its run configuration needs nothing.
-    resolved = definitions.build_defs().resolve_job_def("process_night")
+    # All jobs can be built with it, and its run configuration needs nothing. In a context of its own: Dagster looks
+    # into the state of an instance that an earlier test may have left in this one.
+    resolved = contextvars.Context().run(lambda: definitions.build_defs().resolve_job_def("process_night"))
     assert resolved.executor_def.name == found.name
     assert (
         dg.validate_run_config(

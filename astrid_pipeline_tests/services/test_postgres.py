@@ -217,3 +217,21 @@ def test_one_at_a_time_holds_an_advisory_lock(shared: Settings) -> None:
         order.append("first")
     thread.join()
     assert order == ["another", "first", "second"]
+
+
+def test_a_connection_that_is_kept_open_is_nobody_elses(settings: Settings) -> None:
+    url = postgres.database_url("dagster", settings)
+    engine = postgres.shared_engine(url)
+    assert postgres.shared_engine(url) is engine
+
+    def ask_backend() -> int:
+        with engine.connect() as connection:
+            return int(connection.execute(text("select pg_backend_pid()")).scalar_one())
+
+    first = ask_backend()
+    assert ask_backend() == first, "it is kept"
+    assert postgres.stop_if_idle(settings)
+    # Started anew, the server is asked through the same engine.
+    assert postgres.database_url("dagster", settings) == url
+    assert ask_backend() > 0
+    postgres.close_shared()

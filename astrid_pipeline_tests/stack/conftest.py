@@ -94,6 +94,7 @@ def production(stack: Stack) -> Production:
     write_frames(frames)
     open_catalogue().add_field(Field(FIELD, 150.0, 20.0, 0.3, archive=f"folder:{frames}"))
     runs.add_partition(stack, "fields", FIELD)
+    runs.start_sensor(stack, "made_after_all")
     made = Production(stack)
     for job, partition in (("calibrate_night", made.partition(0)), ("make_references", FIELD)):
         run = runs.launch(stack, job, partition)

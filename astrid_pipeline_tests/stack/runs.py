@@ -49,6 +49,15 @@ def add_partition(stack: Stack, definition: str, key: str) -> None:
     assert answer["addDynamicPartition"]["__typename"] == "AddDynamicPartitionSuccess", answer
 
 
+def start_sensor(stack: Stack, name: str) -> None:
+    """Switch a sensor on, as the page's switch does."""
+    answer = stack.ask(
+        """mutation ($at: SensorSelector!) { startSensor(sensorSelector: $at) { __typename } }""",
+        at={**repository(stack), "sensorName": name},
+    )
+    assert answer["startSensor"]["__typename"] == "Sensor", answer
+
+
 def repository(stack: Stack) -> dict[str, str]:
     """Return under which names the page knows the definitions."""
     found = stack.ask(
