@@ -37,7 +37,8 @@ def test_signing_in_and_out(browser: Any, server: Server, ada: str) -> None:
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(f"{server.url}/review")
     assert page.url == f"{server.url}/sign-in", "nobody sees the queue"
-    assert page.evaluate("document.activeElement.name") == "name"
+    # Chromium sets the focus with the first picture that it draws, which may be after the page was loaded.
+    page.wait_for_function("() => document.activeElement.name === 'name'")
     assert page.get_attribute("input[name=password]", "type") == "password"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     sign_in(page, ada, "a wrong password")

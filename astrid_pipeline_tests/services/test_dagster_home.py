@@ -141,6 +141,8 @@ def test_dagster_dev_works_in_the_repository_root_with_nothing_set(tmp_path: Pat
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            # Tests started in the background of a shell ignore Ctrl-C, and what they start would do so too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             deadline = time.monotonic() + 240
