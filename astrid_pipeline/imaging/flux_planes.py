@@ -7,7 +7,6 @@ handful of pixels is what a year of nights would mostly be spent on; the planes 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
 from astropy.wcs import WCS
 
-from astrid_pipeline.errors import ReadError
 from astrid_pipeline.imaging.frame import Image, MaskArray
-from astrid_pipeline.imaging.io import LAYOUT, is_astrid_file
+from astrid_pipeline.imaging.io import opened
 from astrid_pipeline.imaging.photometry import REACH, sky_to_pixels
-
-_REMEDY = "make the product again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,33 +47,13 @@ def read_flux_planes(
     ReadError
         If the file is absent, damaged, or not such a file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with fits.open(path, memmap=False) as hdus:
-                header = hdus[0].header
-                found = is_astrid_file(header)
-                if found != "difference" or header.get("ASTRIDV") != LAYOUT:
-                    what = f"holds no difference of this version, but {found or 'something else'}"
-                    raise ReadError(what, where=path, remedy=_REMEDY)
-                meta = json.loads(header["META"])
-                first = hdus["SCI"].header
-                wcs = WCS(first) if "CTYPE1" in first else None
-                x, y = sky_to_pixels(wcs, ra, dec) if wcs is not None else (np.zeros(0), np.zeros(0))
-                mask, flux, error = (_near(hdus[name], x, y) for name in ("DQ", "FLUX", "FLUX_ERR"))
-                return FluxPlanes(
-                    flux.astype(np.float32, copy=False),
-                    error.astype(np.float32, copy=False),
-                    mask.astype(np.int32, copy=False),
-                    wcs,
-                    meta,
-                )
-    except ReadError:
-        raise
-    except FileNotFoundError as error_:
-        raise ReadError("is not there", where=path, remedy=_REMEDY) from error_
-    except (OSError, EOFError, KeyError, ValueError, TypeError, IndexError) as error_:
-        raise ReadError(f"cannot be read: {error_}", where=path, remedy=_REMEDY) from error_
+    with opened(path, "difference") as hdus:
+        meta = json.loads(hdus[0].header["META"])
+        first = hdus["SCI"].header
+        wcs = WCS(first) if "CTYPE1" in first else None
+        x, y = sky_to_pixels(wcs, ra, dec) if wcs is not None else (np.zeros(0), np.zeros(0))
+        mask, flux, error = (_near(hdus[name], x, y) for name in ("DQ", "FLUX", "FLUX_ERR"))
+    return FluxPlanes(flux, error, mask, wcs, meta)
 
 
 def _near(hdu: Any, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[Any]:

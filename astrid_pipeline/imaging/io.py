@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,12 +274,16 @@ def _write(hdus: list[Any], path: str | Path) -> Path:
     return path
 
 
-def _read(
-    path: str | Path, kind: str
-) -> tuple[dict[str, Any], WCS | None, dict[str, npt.NDArray[Any]], PSF | None]:
+@contextmanager
+def opened(path: str | Path, kind: str) -> Iterator[fits.HDUList]:
+    """Give the HDUs of a file that was written here, of this kind ("frame", "difference" or "masters").
+
+    Raises
+    ------
+    ReadError
+        If the file is absent, damaged, or not such a file; also where that shows only while it is read.
+    """
     remedy = "make the product again"
-    planes: dict[str, npt.NDArray[Any]] = {}
-    psf = wcs = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -287,26 +292,37 @@ def _read(
                 if found != kind or hdus[0].header.get("ASTRIDV") != LAYOUT:
                     what = f"holds no {kind} of this version, but {found or 'something else'}"
                     raise ReadError(what, where=path, remedy=remedy)
-                lost = set(hdus[0].header["PLANES"].split(",")) - {hdu.name for hdu in hdus}
-                if lost:
-                    raise ReadError(
-                        f"is truncated: {', '.join(sorted(lost))} missing", where=path, remedy=remedy
-                    )
-                meta = json.loads(hdus[0].header["META"])
-                for hdu in hdus[1:]:
-                    if hdu.name == "PSF":
-                        info = json.loads(hdu.header["META"])
-                        exponents = tuple((i, j) for i, j in info["exponents"])
-                        psf = PSF(hdu.data, exponents, tuple(info["shape"]), info["quality"])
-                        continue
-                    dtype = np.int32 if hdu.header["BITPIX"] > 0 else np.float32
-                    planes[hdu.name] = np.ascontiguousarray(hdu.data, dtype=dtype)
-                    if hdu.name == "SCI" and "CTYPE1" in hdu.header:
-                        wcs = WCS(hdu.header)
+                yield hdus
     except ReadError:
         raise
     except FileNotFoundError as error:
         raise ReadError("is not there", where=path, remedy=remedy) from error
     except (OSError, EOFError, KeyError, ValueError, TypeError, IndexError) as error:
         raise ReadError(f"cannot be read: {error}", where=path, remedy=remedy) from error
+
+
+def _read(
+    path: str | Path, kind: str
+) -> tuple[dict[str, Any], WCS | None, dict[str, npt.NDArray[Any]], PSF | None]:
+    planes: dict[str, npt.NDArray[Any]] = {}
+    psf = wcs = None
+    with opened(path, kind) as hdus:
+        lost = set(hdus[0].header["PLANES"].split(",")) - {hdu.name for hdu in hdus}
+        if lost:
+            raise ReadError(
+                f"is truncated: {', '.join(sorted(lost))} missing",
+                where=path,
+                remedy="make the product again",
+            )
+        meta = json.loads(hdus[0].header["META"])
+        for hdu in hdus[1:]:
+            if hdu.name == "PSF":
+                info = json.loads(hdu.header["META"])
+                exponents = tuple((i, j) for i, j in info["exponents"])
+                psf = PSF(hdu.data, exponents, tuple(info["shape"]), info["quality"])
+                continue
+            dtype = np.int32 if hdu.header["BITPIX"] > 0 else np.float32
+            planes[hdu.name] = np.ascontiguousarray(hdu.data, dtype=dtype)
+            if hdu.name == "SCI" and "CTYPE1" in hdu.header:
+                wcs = WCS(hdu.header)
     return meta, wcs, planes, psf
