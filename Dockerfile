@@ -8,8 +8,12 @@ RUN python -m venv /opt/astrid
 ENV PATH=/opt/astrid/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /source
 COPY constraints.txt ./
+COPY locks locks
+# Every file is one whose hash the lock has, or pip stops.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes -r locks/run.txt -r locks/k8s.txt
 
-# The largest part in a layer of its own: it changes least.
+# The largest part in a layer of its own. What it needs is there already, but for CUDA's own libraries.
 FROM build AS torch-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -23,12 +27,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM torch-cpu AS astrid-cpu
 COPY pyproject.toml README.md LICENSE dagster.yaml ./
 COPY astrid_pipeline astrid_pipeline
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt ".[k8s]"
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 FROM torch-cuda AS astrid-cuda
 COPY pyproject.toml README.md LICENSE dagster.yaml ./
 COPY astrid_pipeline astrid_pipeline
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt ".[k8s]"
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 # What both have in common: a user without rights, and Dagster's instance.
 FROM python:3.11.14-slim-bookworm AS base

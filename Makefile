@@ -51,8 +51,9 @@ readme: environment ## Write the README's configuration table from the settings
 audit: environment ## Ask whether the pinned packages have known vulnerabilities (AUDIT_SERVICE=osv: another service)
 	@$(PYTHON) scripts/audit.py
 
-lock: environment ## Write constraints.txt from the environment as it is
-	@scripts/lock.sh
+lock: ## Write the locks with hashes, from pyproject.toml and the versions in constraints.txt
+	@test -x .venv/bin/uv || scripts/environment.sh test
+	@$(PYTHON) scripts/lock.py
 
 clean: ## Remove the environment and caches; products and databases under ASTRID_HOME stay
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

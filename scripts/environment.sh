@@ -31,7 +31,7 @@ find_python() {
 }
 
 # The stamp says which environment stands here. The test environment holds all of the run environment.
-inputs=$(cat pyproject.toml constraints.txt; echo "$PWD ${ASTRID_TORCH_INDEX:-}")
+inputs=$(cat pyproject.toml constraints.txt locks/*.txt; echo "$PWD ${ASTRID_TORCH_INDEX:-}")
 hash=$(printf '%s' "$inputs" | cksum | cut -d' ' -f1)
 if [ -x $venv/bin/python ] && fits $venv/bin/python; then
     for stamp in "$venv/.astrid-test-$hash" "$venv/.astrid-$wanted-$hash"; do
@@ -47,11 +47,17 @@ fi
 
 pip() { $venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
-# torch first and by itself: a person's own index for it must not serve the other packages too.
+say "Installing what AstrID needs (a few minutes, once)"
+locks=(-r locks/run.txt)
+if [ "$wanted" = test ]; then locks+=(-r locks/k8s.txt -r locks/test.txt); fi
+# Every file is one whose hash the lock has, or pip stops.
+pip install -qq --no-deps --require-hashes "${locks[@]}"
+# torch after them, and by itself: a person's own index for it must not serve the other packages too, and what torch
+# needs is there already, but for the CUDA libraries of its ordinary Linux build.
 say "Installing torch $torch_version (once; it is the largest part)"
 pip install -qq "torch==$torch_version" ${ASTRID_TORCH_INDEX:+--index-url "$ASTRID_TORCH_INDEX"}
-say "Installing AstrID and what it needs (a few minutes, once)"
-if [ "$wanted" = test ]; then target=.[test]; else target=.; fi
-pip install -qq -c constraints.txt -e "$target"
+# Built by the setuptools of the lock, not by one fetched for it.
+pip install -qq --no-deps --no-build-isolation -e .
+broken=$(pip check) || die "the locks lack what pyproject.toml names (make lock): $broken"
 rm -f $venv/.astrid-*
 touch "$venv/.astrid-$wanted-$hash"
