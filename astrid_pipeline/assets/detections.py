@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
+import math
 import time
 
 import dagster as dg
@@ -28,6 +29,7 @@ from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
+from astrid_pipeline.resources.inference_log import Inference, log_inference
 from astrid_pipeline.resources.store import StoreResource
 from astrid_pipeline.tables import concat
 from astrid_pipeline.versions import code_version
@@ -101,6 +103,20 @@ def detections(
     )
     metas = [meta_of(difference_images, key) for key in difference_images]
     drift = compare_night(candidates, table, metas, model.facts.get("baseline", {}))
+    logged = log_inference(
+        Inference(
+            model.name,
+            model.version,
+            meter.joules,
+            meter.seconds,
+            meter.source,
+            sum(float(meta.get("pixels") or math.nan) for meta in metas) / 1e6,
+            len(metas),
+            len(table),
+        )
+    )
+    if logged.problem:
+        context.log.warning(f"the joules of this night are not in MLflow: {logged.problem}")
     return dg.MaterializeResult(
         value=table,
         check_results=list(checks.check_detections(drift)),
@@ -113,6 +129,7 @@ def detections(
             "joules": number(meter.joules, 1),
             "joules_an_exposure": number(meter.joules / max(len(difference_images), 1), 2),
             "energy_source": meter.source,
+            **logged.as_metadata(),
             "table": preview(
                 table.sort_values("score", ascending=False),
                 ["detection_id", "ra", "dec", "snr", "score", "class", "flag_names"],

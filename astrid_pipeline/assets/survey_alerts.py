@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations at definition.
 
+import math
 from typing import Any
 
 import dagster as dg
@@ -21,6 +22,7 @@ from astrid_pipeline.night.survey_alerts import SURVEY_ALERTS
 from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
+from astrid_pipeline.resources.inference_log import Inference, log_inference
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
 from astrid_pipeline.versions import code_version
 
@@ -95,6 +97,20 @@ def survey_alerts(
     points = history_points(packets, objects, field.site_longitude)
     added = replace_points(catalog, part.field, part.night, points.pop(part.night, pd.DataFrame()))
     added += add_history(catalog, part.field, points)
+    logged = log_inference(
+        Inference(
+            model.name,
+            model.version,
+            meter.joules,
+            meter.seconds,
+            meter.source,
+            math.nan,  # cut-outs, not frames
+            len(table),
+            len(detections),
+        )
+    )
+    if logged.problem:
+        context.log.warning(f"the joules of these alerts are not in MLflow: {logged.problem}")
     return dg.MaterializeResult(
         value=table,
         metadata={
@@ -102,6 +118,7 @@ def survey_alerts(
             "detections": len(detections),
             "joules": number(meter.joules, 1),
             "energy_source": meter.source,
+            **logged.as_metadata(),
             "not_scored": int(table["problem"].notna().sum()),
             "known_objects": int(table["known_object"].notna().sum()),
             "light_curve_points": added,

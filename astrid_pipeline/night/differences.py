@@ -95,6 +95,7 @@ def difference_one(
             **registration,
             "reference_id": reference.meta.get("exposure_id"),
             **({"reference_caveats": reference.meta["caveats"]} if reference.meta.get("caveats") else {}),
+            "pixels": int(difference.mask.size),
             "good_pixels": int((difference.mask == 0).sum()),
             "fwhm": difference.psf.fwhm(),
             "seconds_align": middle - started,

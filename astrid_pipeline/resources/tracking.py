@@ -31,15 +31,16 @@ _PARAM_LENGTH = 6000
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
+def mlflow_failing(what: str) -> Iterator[None]:
     """Turn MLflow's errors into `ServiceError`, so that a run on the page says what to do."""
     from mlflow.exceptions import MlflowException
+    from psycopg2 import Error as PostgresError
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, PostgresError) as error:
         raise ServiceError(
             f"cannot {what}: {error}",
             where=get_settings().mlflow_server or "MLflow on AstrID's PostgreSQL",
@@ -70,7 +71,7 @@ class Attempt:
         from mlflow.entities import Param
 
         values = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in params.items()]
-        with _failing("record parameters"):
+        with mlflow_failing("record parameters"):
             for start in range(0, len(values), _BATCH_PARAMS):
                 self._client.log_batch(self.run_id, params=values[start : start + _BATCH_PARAMS])
 
@@ -85,19 +86,19 @@ class Attempt:
         values = [
             Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)
         ]
-        with _failing("record metrics"):
+        with mlflow_failing("record metrics"):
             for start in range(0, len(values), _BATCH_METRICS):
                 self._client.log_batch(self.run_id, metrics=values[start : start + _BATCH_METRICS])
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Record tags."""
-        with _failing("record tags"):
+        with mlflow_failing("record tags"):
             for name, value in tags.items():
                 self._client.set_tag(self.run_id, name, str(value))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file (or a folder's files) with the attempt, below `folder`."""
-        with _failing(f"keep {Path(path).name}"):
+        with mlflow_failing(f"keep {Path(path).name}"):
             if Path(path).is_dir():
                 self._client.log_artifacts(self.run_id, str(path), folder)
             else:
@@ -175,7 +176,7 @@ class Tracking(ConfigurableResource):
         all_tags = {str(key): str(value) for key, value in (tags or {}).items()}
         if dagster_run_id:
             all_tags["dagster_run_id"] = dagster_run_id
-        with _failing("open a run"):
+        with mlflow_failing("open a run"):
             run = self.client.create_run(self._experiment_id(), run_name=name, tags=all_tags)
         attempt = Attempt(self.client, run.info.run_id)
         try:
@@ -183,10 +184,10 @@ class Tracking(ConfigurableResource):
             yield attempt
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            with _failing("close the run"):
+            with mlflow_failing("close the run"):
                 self.client.set_terminated(attempt.run_id, status)
             raise
-        with _failing("close the run"):
+        with mlflow_failing("close the run"):
             self.client.set_terminated(attempt.run_id, "FINISHED")
 
     def register(
@@ -230,11 +231,11 @@ class Tracking(ConfigurableResource):
         if unsafe or not paths:
             raise ValueError(f"a model is kept as safetensors and JSON, not as {unsafe or 'nothing'}")
         folder = f"models/{name}"
-        with _failing("keep the model"), tempfile.TemporaryDirectory(prefix="astrid-") as temporary:
+        with mlflow_failing("keep the model"), tempfile.TemporaryDirectory(prefix="astrid-") as temporary:
             for target, path in paths.items():
                 (Path(temporary) / target).symlink_to(Path(path).absolute())
             self.client.log_artifacts(run_id, temporary, folder)
-        with _failing("register the model"):
+        with mlflow_failing("register the model"):
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
@@ -254,14 +255,14 @@ class Tracking(ConfigurableResource):
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `alias` mean this version from now on."""
-        with _failing("set the alias"):
+        with mlflow_failing("set the alias"):
             self.client.set_registered_model_alias(name, alias, version)
 
     def find(self, name: str, alias: str = CHAMPION) -> Model | None:
         """Return the version that `alias` means, without its files; None if there is none."""
         from mlflow.exceptions import MlflowException
 
-        with _failing("look up the model"):
+        with mlflow_failing("look up the model"):
             try:
                 version = self.client.get_model_version_by_alias(name, alias)
             except MlflowException as error:
@@ -288,7 +289,7 @@ class Tracking(ConfigurableResource):
             raise MissingProductError(
                 f"no version of the model is {alias!r}", where=name, remedy="train one, and promote it"
             )
-        with _failing("fetch the model"):
+        with mlflow_failing("fetch the model"):
             uri = self.client.get_model_version_download_uri(name, model.version)
             Path(folder).mkdir(parents=True, exist_ok=True)
             local = mlflow.artifacts.download_artifacts(

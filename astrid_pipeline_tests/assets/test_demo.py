@@ -149,7 +149,7 @@ def test_every_materialization_says_what_a_person_asks(in_demo):
         "calibrated_frames": {"seeing_px", "sky", "depth", "zero_point", "picture", "seconds"},
         "difference_images": {"score_sigma", "registration_x_px", "picture", "seconds"},
         "candidates": {"candidates", "picture"},
-        "detections": {"detections", "model", "picture", "joules", "energy_source"},
+        "detections": {"detections", "model", "picture", "joules", "energy_source", "mlflow_run"},
         "alerts": {"alerts"},
         "injections": {"injected", "detected", "picture"},
         "night_summary": {"picture", "recovered_percent"},
