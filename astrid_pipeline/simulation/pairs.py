@@ -94,10 +94,10 @@ def simulate_pair(
             where="simulate_pair",
             remedy="see the fields of simulation.pairs.PairOptions",
         )
-    return _Builder(rng, (int(shape[0]), int(shape[1])), PairOptions(**options)).build()
+    return Builder(rng, (int(shape[0]), int(shape[1])), PairOptions(**options)).build()
 
 
-class _Builder:
+class Builder:
     """The steps of one pair, in the order in which light meets them."""
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int], options: PairOptions) -> None:
@@ -106,7 +106,7 @@ class _Builder:
         self.scale = options.flux_ratio * (1 - options.clouds)  # science electrons per reference electron
         self.science_psf = self._psf(options.science_fwhm)
         self.reference_psf = self._psf(options.reference_fwhm)
-        self.warp = _Warp(rng, shape, options.shift, options.distortion)
+        self.warp = Warp(rng, shape, options.shift, options.distortion)
 
     def build(self) -> SimulatedPair:
         o = self.o
@@ -268,7 +268,7 @@ class _Builder:
         )
 
 
-class _Warp:
+class Warp:
     """Where a source of the science frame stands in the reference: a shift and a smooth distortion."""
 
     def __init__(

@@ -62,7 +62,7 @@ class KnownPair:
         return self.pair.options
 
 
-class Keeper(simulation._Builder):
+class Keeper(simulation.Builder):
     """A builder of pairs that keeps what it drew."""
 
     kept: dict[str, Any]
