@@ -62,7 +62,7 @@ class AlertConfig(dg.Config):
     tags={"stage": "detect"},
     metadata=table_metadata(DETECTIONS),
     io_manager_key="tables",
-    code_version=code_version("learning", "night/differences.py"),
+    code_version=code_version("learning", "night/differences.py", "night/epochs.py"),
     check_specs=checks.DETECTIONS,
     dagster_type=dg.Any,
 )

@@ -1,4 +1,4 @@
-"""What forced photometry needs of a stored difference, read only around the places that it is asked about.
+"""Some planes of a stored difference, read only around the places that one is asked about.
 
 A new object gets its flux from every earlier night of its field. Reading nine planes of each exposure whole for a
 handful of pixels is what a year of nights would mostly be spent on; the planes are stored in tiles of their own.
@@ -37,6 +37,16 @@ class FluxPlanes:
         return self.flux.shape[0], self.flux.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class ScorePlanes:
+    """The significance of a `Difference`, filled near some places only and 0 elsewhere."""
+
+    score: Image
+    mask: MaskArray
+    wcs: WCS | None
+    meta: Mapping[str, Any]
+
+
 def read_flux_planes(
     path: str | Path, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
 ) -> FluxPlanes:
@@ -47,13 +57,30 @@ def read_flux_planes(
     ReadError
         If the file is absent, damaged, or not such a file.
     """
+    (mask, flux, error), wcs, meta = _read_near(path, ra, dec, ("DQ", "FLUX", "FLUX_ERR"))
+    return FluxPlanes(flux, error, mask, wcs, meta)
+
+
+def read_score_planes(
+    path: str | Path, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+) -> ScorePlanes:
+    """Read the same tiles of a difference's significance and mask; raises as `read_flux_planes` does."""
+    (mask, score), wcs, meta = _read_near(path, ra, dec, ("DQ", "SCORE"))
+    return ScorePlanes(score, mask, wcs, meta)
+
+
+def _read_near(
+    path: str | Path,
+    ra: npt.NDArray[np.float64],
+    dec: npt.NDArray[np.float64],
+    names: tuple[str, ...],
+) -> tuple[list[npt.NDArray[Any]], WCS | None, Mapping[str, Any]]:
     with opened(path, "difference") as hdus:
         meta = json.loads(hdus[0].header["META"])
         first = hdus["SCI"].header
         wcs = WCS(first) if "CTYPE1" in first else None
         x, y = sky_to_pixels(wcs, ra, dec) if wcs is not None else (np.zeros(0), np.zeros(0))
-        mask, flux, error = (_near(hdus[name], x, y) for name in ("DQ", "FLUX", "FLUX_ERR"))
-    return FluxPlanes(flux, error, mask, wcs, meta)
+        return [_near(hdus[name], x, y) for name in names], wcs, meta
 
 
 def _near(hdu: Any, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[Any]:

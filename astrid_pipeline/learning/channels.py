@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
+
+if TYPE_CHECKING:
+    from astrid_pipeline.imaging.flux_planes import ScorePlanes
 
 #: The planes in order. A model's file repeats them, and `weights.load_model` refuses another order.
 CHANNELS: tuple[str, ...] = ("science", "reference", "difference", "score")
@@ -47,7 +50,7 @@ def unsqueeze_score(plane: npt.ArrayLike) -> npt.NDArray[Any]:
     return np.sinh(np.asarray(plane, dtype=np.float64) * _CHANGE_SCALE) * _CHANGE_SOFTENING
 
 
-def unusable(difference: Difference) -> npt.NDArray[np.bool_]:
+def unusable(difference: Difference | ScorePlanes) -> npt.NDArray[np.bool_]:
     """Return (H, W) bool: where either frame's pixel cannot be used, or the filters had not all their pixels."""
     return is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
 

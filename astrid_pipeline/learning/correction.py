@@ -63,7 +63,7 @@ class Correction:
         base = logit(score)
         if not len(table):
             return np.zeros(0)
-        rows = _filled(columns_of(table.assign(**{BASE: base}), self.features))
+        rows = filled(columns_of(table.assign(**{BASE: base}), self.features))
         return sigmoid(base + self.forest.apply(rows).sum(axis=1))
 
     def parts(self) -> tuple[Tensors, dict[str, Any]]:
@@ -84,7 +84,8 @@ class Correction:
             ) from error
 
 
-def _filled(rows: Floats) -> Floats:
+def filled(rows: Floats) -> Floats:
+    """Return rows without missing values, as the trees of `boost` want them."""
     return np.where(np.isnan(rows), _MISSING, rows)
 
 
@@ -99,7 +100,8 @@ class _Detector:
         return np.column_stack([1 - p, p])
 
 
-def _boost(rows: Floats, real: Bools, weight: Floats, trees: int, seed: int) -> Any:
+def boost(rows: Floats, real: Bools, weight: Floats, trees: int, seed: int, *, leaf: int = _LEAF) -> Any:
+    """Return scikit-learn's trees, boosted on from the logit in the last column; rows miss nothing (`filled`)."""
     from sklearn.ensemble import GradientBoostingClassifier
 
     model = GradientBoostingClassifier(
@@ -107,7 +109,7 @@ def _boost(rows: Floats, real: Bools, weight: Floats, trees: int, seed: int) -> 
         n_estimators=trees,
         learning_rate=_RATE,
         max_depth=_DEPTH,
-        min_samples_leaf=_LEAF,
+        min_samples_leaf=leaf,
         random_state=seed,
     )
     return model.fit(rows, real, sample_weight=weight)
@@ -128,14 +130,16 @@ def _loss(logits: Floats, real: Bools, weight: Floats) -> float:
     return float(np.average(np.logaddexp(0.0, np.where(real, -logits, logits)), weights=weight))
 
 
-def _trees(rows: Floats, real: Bools, groups: npt.NDArray[np.int64], weight: Floats, seed: int) -> int:
+def number_of_trees(
+    rows: Floats, real: Bools, groups: npt.NDArray[np.int64], weight: Floats, seed: int, *, leaf: int = _LEAF
+) -> int:
     """Return how many trees make the held-out log loss least; 0 where each makes it worse."""
     folds = _folds(groups, real, seed)
     if not folds:
         return 0
     total = np.zeros(_MOST_TREES + 1)
     for train, test in folds:
-        model = _boost(rows[train], real[train], weight[train], _MOST_TREES, seed)
+        model = boost(rows[train], real[train], weight[train], _MOST_TREES, seed, leaf=leaf)
         share = weight[test].sum()
         total[0] += share * _loss(rows[test, -1], real[test], weight[test])
         for k, p in enumerate(model.staged_predict_proba(rows[test])):
@@ -181,12 +185,12 @@ def fit_correction(
             remedy=f"label more; at least {LEAST} of each are needed",
         )
     names = (*features, BASE)
-    rows = _filled(columns_of(table.assign(**{BASE: logit(score)}), names))
+    rows = filled(columns_of(table.assign(**{BASE: logit(score)}), names))
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
-    trees = _trees(rows, y, pd.factorize(np.asarray(groups))[0], w, seed)
+    trees = number_of_trees(rows, y, pd.factorize(np.asarray(groups))[0], w, seed)
     if not trees:
         return None
-    forest = from_gradient_boosting(_boost(rows, y, w, trees, seed))
+    forest = from_gradient_boosting(boost(rows, y, w, trees, seed))
     return Correction(forest, names, {"trees": trees, "real": int(y.sum()), "bogus": int((~y).sum())})
 
 

@@ -20,6 +20,7 @@ from astrid_pipeline.learning.calibration import Calibrator, logit
 from astrid_pipeline.learning.classical import Classical
 from astrid_pipeline.learning.correction import Correction
 from astrid_pipeline.learning.ensemble import Ensemble
+from astrid_pipeline.learning.epochs import FLOOR, OtherEpochs
 from astrid_pipeline.learning.network import prepare_for_inference
 from astrid_pipeline.learning.real_bogus import RealBogus
 
@@ -43,7 +44,9 @@ class Detector:
     real_bogus, classical, ensemble:
         The second stage; without an ensemble the calibrated network alone makes the score.
     correction:
-        What a survey's own labels have taught since; it has the last word.
+        What a survey's own labels have taught since; it has the last word on one pair of frames.
+    epochs:
+        What the night's other exposures make of the score, where there are some (`night.epochs`); optional.
     peak_threshold:
         Least combined heat of a peak.
     threshold:
@@ -64,6 +67,7 @@ class Detector:
     classical: Classical | None = None
     ensemble: Ensemble | None = None
     correction: Correction | None = None
+    epochs: OtherEpochs | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
 
@@ -71,6 +75,11 @@ class Detector:
     def inference_network(self) -> nn.Module:
         """The network made fast for answering; it cannot learn."""
         return prepare_for_inference(self.network)
+
+    @property
+    def floor(self) -> float:
+        """Least score of a peak that can become a detection yet, when other epochs are looked at."""
+        return self.threshold if self.epochs is None else min(FLOOR, self.threshold)
 
     def replace(self, **changes: Any) -> Detector:
         """Return a copy with some parts replaced."""
@@ -121,7 +130,7 @@ class Detector:
             "about": dict(self.facts),
             "parts": {},
         }
-        for part in ("real_bogus", "classical", "ensemble", "correction"):
+        for part in ("real_bogus", "classical", "ensemble", "correction", "epochs"):
             model = getattr(self, part)
             if model is not None:
                 more, about = model.parts()
@@ -163,6 +172,7 @@ def load_model(path: Path | str | None = None) -> Detector:
         "classical": Classical,
         "ensemble": Ensemble,
         "correction": Correction,
+        "epochs": OtherEpochs,
     }
     for name, about in parts.items():
         if name not in kinds:

@@ -145,7 +145,7 @@ def detect(
     threshold:
         Least score; the model's own by default.
     passes:
-        Samples of dropout for `uncertainty`; below 2, and for scores below the model's threshold, it is null.
+        Samples of dropout for `uncertainty`; below 2, and for scores below the model's floor, it is null.
     orientations:
         1, 2, 4 or 8 turned and mirrored copies to average over: purer, and as many times slower.
 
@@ -172,8 +172,8 @@ def detect(
     table = table.reset_index(drop=True)
     if not len(table):
         return DETECTIONS.empty()
-    # Below the model's own threshold there can be thousands; only what it holds for real is worth the passes.
-    sure = (table["score"] >= model.threshold).to_numpy()
+    # Far below the model's own threshold there can be thousands; only what it may hold for real is worth the passes.
+    sure = (table["score"] >= model.floor).to_numpy()
     table["uncertainty"] = np.nan
     table.loc[sure, "uncertainty"] = dropout_spread(
         network, planes, table[sure], passes=passes, seed=0, device=where

@@ -155,11 +155,15 @@ def detect_one(
     model: Any,
     device: str | None = None,
     min_snr: float = MIN_SNR,
+    threshold: float | None = None,
 ) -> pd.DataFrame:
-    """Return the detections of |S/N| ≥ `min_snr` in one difference; `candidates` are its own."""
+    """Return the detections of |S/N| ≥ `min_snr` in one difference; `candidates` are its own.
+
+    They are judged by this one difference; `threshold` is the least score, the model's own by default.
+    """
     from astrid_pipeline.learning import detect
 
-    table = detect(difference, candidates, model, device=device)
+    table = detect(difference, candidates, model, device=device, threshold=threshold)
     return table[table.snr.abs() >= min_snr].reset_index(drop=True)
 
 
@@ -172,6 +176,8 @@ def detect_night(
     min_snr: float = MIN_SNR,
 ) -> Outcome[pd.DataFrame]:
     """Return the detections of each difference, by the model on its pixels and candidates.
+
+    A model with the part `epochs` judges them again by the night's other exposures (`night.epochs`).
 
     Parameters
     ----------
@@ -186,11 +192,22 @@ def detect_night(
     min_snr:
         |S/N| from which a find is told.
     """
-    return for_each(
+    again = model.epochs is not None
+    outcome = for_each(
         ((key, key) for key in differences),
         lambda key: detect_one(
-            differences[key], candidates[candidates.exposure_id == key], model, device, min_snr
+            differences[key],
+            candidates[candidates.exposure_id == key],
+            model,
+            device,
+            min_snr,
+            model.floor if again else None,
         ),
         stage="detections",
         progress=progress,
     )
+    if again:
+        from astrid_pipeline.night.epochs import judge_by_the_night
+
+        outcome.products = judge_by_the_night(dict(outcome.products), differences, model)
+    return outcome

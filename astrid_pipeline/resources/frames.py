@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from astrid_pipeline.imaging.flux_planes import FluxPlanes
+    from astrid_pipeline.imaging.flux_planes import FluxPlanes, ScorePlanes
     from astrid_pipeline.imaging.frame import Difference
 
 INDEX = "index.json"
@@ -34,6 +34,13 @@ class Frames(Mapping[str, Any]):
         self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
     ) -> Difference | FluxPlanes:
         """Return of a difference at least what photometry at these places (ICRS degrees) needs."""
+        found: Difference = self[name]
+        return found
+
+    def score_near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | ScorePlanes:
+        """Return of a difference at least the significance and mask at these places (ICRS degrees)."""
         found: Difference = self[name]
         return found
 
@@ -215,6 +222,15 @@ class StoredFrames(Frames):
         found: FluxPlanes = self._get(name, lambda kind, path: read_flux_planes(path, ra, dec))
         return found
 
+    def score_near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | ScorePlanes:
+        """Return of a difference the significance and mask at these places (ICRS degrees), and no more."""
+        from astrid_pipeline.imaging.flux_planes import read_score_planes
+
+        found: ScorePlanes = self._get(name, lambda kind, path: read_score_planes(path, ra, dec))
+        return found
+
     def _get(self, name: str, read: Callable[[str, Path], Any]) -> Any:
         entry = self._index.entries[name]
         try:
@@ -264,6 +280,12 @@ class JoinedFrames(Frames):
     ) -> Difference | FluxPlanes:
         """Return of a difference what photometry at these places (ICRS degrees) needs."""
         return self._owner[name].near(name, ra, dec)
+
+    def score_near(
+        self, name: str, ra: npt.NDArray[np.float64], dec: npt.NDArray[np.float64]
+    ) -> Difference | ScorePlanes:
+        """Return of a difference the significance and mask at these places (ICRS degrees)."""
+        return self._owner[name].score_near(name, ra, dec)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)

@@ -11,8 +11,8 @@ from astrid_pipeline.learning.calibration import logit, sigmoid
 from astrid_pipeline.learning.correction import (
     BASE,
     Correction,
-    _boost,
-    _filled,
+    boost,
+    filled,
     fit_correction,
     judge_correction,
 )
@@ -104,8 +104,8 @@ def test_too_few_labels_are_refused():
 
 def test_the_arrays_say_what_scikit_learn_says(tmp_path):
     table, real, score = labelled(150, 7, wrong=True)
-    rows = _filled(np.column_stack([table["a"], table["b"], logit(score)]))
-    model = _boost(rows, real, np.ones(150), 30, 0)
+    rows = filled(np.column_stack([table["a"], table["b"], logit(score)]))
+    model = boost(rows, real, np.ones(150), 30, 0)
     forest = from_gradient_boosting(model)
     made = Correction(forest, (*FEATURES, BASE), {})
     np.testing.assert_allclose(made(table, score), model.predict_proba(rows)[:, 1], rtol=1e-6)
@@ -119,10 +119,10 @@ def test_the_arrays_say_what_scikit_learn_says(tmp_path):
 
 def test_weights_count_as_repeats():
     table, real, score = labelled(100, 8, wrong=True)
-    rows = _filled(np.column_stack([table["a"], table["b"], logit(score)]))
+    rows = filled(np.column_stack([table["a"], table["b"], logit(score)]))
     twice = np.r_[np.arange(100), np.flatnonzero(real)]
-    once = _boost(rows, real, np.where(real, 2.0, 1.0), 3, 0).predict_proba(rows)
-    repeated = _boost(rows[twice], real[twice], np.ones(len(twice)), 3, 0).predict_proba(rows)
+    once = boost(rows, real, np.where(real, 2.0, 1.0), 3, 0).predict_proba(rows)
+    repeated = boost(rows[twice], real[twice], np.ones(len(twice)), 3, 0).predict_proba(rows)
     assert np.corrcoef(once[:, 1], repeated[:, 1])[0, 1] > 0.98
 
 
