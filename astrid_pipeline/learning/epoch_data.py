@@ -38,6 +38,7 @@ def build_series(
     *,
     split: str = "train",
     changes: float = SURVEY_CHANGES,
+    spoiled: bool = False,
 ) -> dict[str, Any]:
     """Simulate series of exposures (`simulation.series`) of `skies` pieces of sky and return the set's manifest.
 
@@ -48,6 +49,8 @@ def build_series(
     ----------
     changes:
         Changing objects a megapixel.
+    spoiled:
+        Full of artefacts that no mask covers.
 
     Raises
     ------
@@ -63,17 +66,24 @@ def build_series(
     for number in range(skies):
         table = folder / f"sky-{number:05d}.{EXPOSURES}"
         if not (is_whole(folder, number) and table.exists()):
-            _build_sky(folder, number, image_seed(seed, split, number), shape, changes, table)
+            _build_sky(folder, number, image_seed(seed, split, number), shape, changes, spoiled, table)
         times.append(pd.read_parquet(table))
         if progress is not None:
             progress(number + 1, skies)
     pd.concat(times, ignore_index=True).to_parquet(folder / EXPOSURES, index=False)
-    recipe = {"seed": seed, "split": split, "shape": list(shape), "skies": skies, "changes": changes}
+    recipe: dict[str, Any] = {
+        "seed": seed,
+        "split": split,
+        "shape": list(shape),
+        "skies": skies,
+        "changes": changes,
+        "spoiled": spoiled,
+    }
     return write_manifest(folder, range(skies), recipe)
 
 
 def _build_sky(
-    folder: Path, number: int, seed: int, shape: tuple[int, int], changes: float, table: Path
+    folder: Path, number: int, seed: int, shape: tuple[int, int], changes: float, spoiled: bool, table: Path
 ) -> None:
     from astrid_pipeline.imaging.candidates import find_candidates
     from astrid_pipeline.imaging.subtract import subtract
@@ -83,8 +93,9 @@ def _build_sky(
     for attempt in range(_ATTEMPTS):
         samples: list[Sample] = []
         times: list[tuple[str, str, str, float, str]] = []
+        rng = np.random.default_rng([seed, attempt])
         try:
-            for one in simulate_series(np.random.default_rng([seed, attempt]), shape, rate=changes):
+            for one in simulate_series(rng, shape, rate=changes, spoiled=spoiled):
                 difference = subtract(one.pair.science, one.pair.reference)
                 truth = labelled_truth(one.pair.truth, difference, "simulated")
                 night = f"sky {number} night {one.night}"

@@ -20,7 +20,7 @@ import pandas as pd
 
 from astrid_pipeline.imaging.frame import Frame
 from astrid_pipeline.simulation import changes, spoil
-from astrid_pipeline.simulation.pair_options import PairOptions, random_options
+from astrid_pipeline.simulation.pair_options import PairOptions, random_options, spoiled_options
 from astrid_pipeline.simulation.pairs import Builder, SimulatedPair, Warp
 from astrid_pipeline.simulation.psf import SkyPSF
 from astrid_pipeline.simulation.sky import render
@@ -73,7 +73,11 @@ class SeriesExposure:
 
 
 def simulate_series(
-    rng: np.random.Generator, shape: tuple[int, int] = (320, 320), *, rate: float = 20.0
+    rng: np.random.Generator,
+    shape: tuple[int, int] = (320, 320),
+    *,
+    rate: float = 20.0,
+    spoiled: bool = False,
 ) -> list[SeriesExposure]:
     """Make up a series of exposures in order of time.
 
@@ -81,9 +85,11 @@ def simulate_series(
     ----------
     rate:
         Changing objects a megapixel: 6 in 10 supernovae, 2 in 10 variables; 2 in 10 asteroids a night.
+    spoiled:
+        Full of artefacts that no mask covers (`spoiled_options`).
     """
     plan = _schedule(rng)
-    drawn = random_options(rng)
+    drawn = (spoiled_options if spoiled else random_options)(rng)
     nights = 1 + int(plan["night"].max())
     shares = {"transients": 0.6 * rate, "variables": 0.2 * rate, "movers": 0.2 * rate * nights}
     base = PairOptions(**(drawn | shares | {"snr": (3.0, 50.0), "trail_length": TRAILS}))
@@ -197,7 +203,8 @@ class _Series:
             gradient=float(abs(rng.normal(0, 0.08))),
             shift=(float(shift * np.cos(angle)), float(shift * np.sin(angle))),
             distortion=float(abs(rng.normal(0, 0.05))),
-            trails=int(rng.random() < 0.15),
+            # A clear sky has now one and now none; a spoiled one all that it was given.
+            trails=o.trails if o.trails > 1 else int(rng.random() < 0.15),
             psf="none" if rng.random() < 0.6 else "true",
         )
 

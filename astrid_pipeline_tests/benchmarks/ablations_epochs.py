@@ -45,23 +45,33 @@ ARMS: Mapping[str, tuple[str, ...] | None] = {
 }
 #: What the packaged part looks at: `night.differences` says why.
 PACKAGED = "only the night, all filters"
+#: Images of a set, and when they were taken.
+Series = tuple[ShardSet, pd.DataFrame]
 
 
-def simulate(folder: Path, skies: int, seed: int) -> dict[str, tuple[ShardSet, pd.DataFrame]]:
-    """Build what is not there yet; two thirds as many to calibrate on as to fit, as many to judge on."""
-    wanted = {"fit": (skies, _MANY), "calibrate": (max(2 * skies // 3, 1), SURVEY_CHANGES)}
-    wanted["judge"] = (skies, SURVEY_CHANGES)
-    for name, (number, changes) in wanted.items():
+def simulate(folder: Path, skies: int, seed: int) -> dict[str, Series]:
+    """Build what is not there yet: `skies` each to fit on and to judge on, half as many to fit on full of artefacts, and
+    to calibrate on."""
+    half = max(skies // 2, 1)
+    wanted = {
+        "fit": (skies, _MANY, False),
+        "fit-spoiled": (half, _MANY, True),
+        "calibrate": (half, SURVEY_CHANGES, False),
+        "judge": (skies, SURVEY_CHANGES, False),
+    }
+    for name, (number, changes, spoiled) in wanted.items():
         print(f"{name}: {number} skies", flush=True)
-        build_series(folder / name, number, seed, split=f"epochs-{name}", changes=changes)
+        build_series(folder / name, number, seed, split=f"epochs-{name}", changes=changes, spoiled=spoiled)
     return {name: load_series(folder / name) for name in wanted}
 
 
-def real_weight(shards: ShardSet, least: float = 3.0) -> float:
+def real_weight(*sets: ShardSet, least: float = 3.0) -> float:
     """Return how much a real peak counts for, so that there are `SURVEY_CHANGES` a megapixel of S/N ≥ `least`."""
-    truth = shards.truth
-    seen = (truth["label"] != "artefact") & truth["usable"] & (truth["snr"] >= least)
-    return SURVEY_CHANGES * shards.megapixels / max(int(seen.sum()), 1)
+    seen = 0
+    for shards in sets:
+        truth = shards.truth
+        seen += int(((truth["label"] != "artefact") & truth["usable"] & (truth["snr"] >= least)).sum())
+    return SURVEY_CHANGES * sum(s.megapixels for s in sets) / max(seen, 1)
 
 
 def judged_by_sky(peaks: pd.DataFrame, shards: ShardSet, sky_of: Mapping[str, int], min_snr: float) -> Judged:
@@ -139,13 +149,16 @@ def with_first(truth: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(
-    sets: Mapping[str, tuple[ShardSet, pd.DataFrame]], seed: int = 0
+    sets: Mapping[str, Series], peaks: Mapping[str, pd.DataFrame], seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, OtherEpochs]]:
-    """Return a row an arm, a row an arm of recall by kind at the detector's threshold, and the fitted parts."""
-    model = load_model()
-    peaks = {name: peaks_of_series(model, *each, curves=True) for name, each in sets.items()}
-    fit, last = judged_peaks(peaks["fit"]), judged_peaks(peaks["calibrate"])
-    weights = real_weight(sets["fit"][0]), real_weight(sets["calibrate"][0])
+    """Return a row an arm, a row an arm of recall by kind at the detector's threshold, and the fitted parts.
+
+    `peaks` are those of `peaks_of_series`, light curves and all.
+    """
+    model = load_model().replace(epochs=None)
+    fit = pd.concat([judged_peaks(peaks[name]) for name in ("fit", "fit-spoiled")], ignore_index=True)
+    last = judged_peaks(peaks["calibrate"])
+    weights = real_weight(sets["fit"][0], sets["fit-spoiled"][0]), real_weight(sets["calibrate"][0])
     shards, times = sets["judge"]
     shards.truth = with_first(shards.truth, times)
     sky = dict(zip(times["image_id"].astype(str), pd.factorize(times["sky"])[0].tolist(), strict=True))
@@ -194,7 +207,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--skies", type=int, default=75, help="skies of 320 x 320, of some six exposures, to fit on"
+        "--skies", type=int, default=70, help="skies of 320 x 320, of some seven exposures, to fit on"
     )
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
@@ -202,13 +215,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         sets = simulate(options.folder or Path(temporary), options.skies, options.seed)
-        table, kinds, made = measure(sets, options.seed)
+        model = load_model().replace(epochs=None)
+        peaks = {name: peaks_of_series(model, *each, curves=True) for name, each in sets.items()}
+        table, kinds, made = measure(sets, peaks, options.seed)
         truth = sets["judge"][0]
         print(f"judged on {truth.megapixels:.1f} megapixels, {len(truth)} exposures")
         print(table.to_markdown(index=False))
         print(kinds.to_markdown(index=False))
         if options.write:
-            load_model().replace(epochs=made[PACKAGED]).save(options.write)
+            model.replace(epochs=made[PACKAGED]).save(options.write)
 
 
 if __name__ == "__main__":
