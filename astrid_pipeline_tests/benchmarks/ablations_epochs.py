@@ -50,8 +50,8 @@ Series = tuple[ShardSet, pd.DataFrame]
 
 
 def simulate(folder: Path, skies: int, seed: int) -> dict[str, Series]:
-    """Build what is not there yet: `skies` each to fit on and to judge on, half as many to fit on full of artefacts, and
-    to calibrate on."""
+    """Build what is not there yet: `skies` to fit on, as many to judge on; half as many full of artefacts, to fit on
+    too, and to calibrate on."""
     half = max(skies // 2, 1)
     wanted = {
         "fit": (skies, _MANY, False),
