@@ -71,7 +71,7 @@ DETECTIONS = [
     _spec(
         "detections",
         "like_the_training",
-        "Features, scores, seeing and noise are distributed as in the champion's training (PSI and KS).",
+        "Features, scores, seeing, noise and match lie where those of the champion's training images do.",
     ),
 ]
 

@@ -65,7 +65,7 @@ _CHECKS = {
     "disk_space": "The disks have room for another night.",
     "recent_images": "The images of the last 7 nights are of a quality of 0.8 or more.",
     "recent_labels": "People who labelled the same sources in the last 7 days agree on 0.8 of them or more.",
-    "no_lasting_drift": "No field's last three nights differ from the champion's training in the same way.",
+    "no_lasting_drift": "No field's last three nights differ alike from the champion's training, or its own before.",
     "canary_sings": "The champion finds in two skies that never change what it found there when it was made.",
     "alert_sent": "What is wrong was told where ASTRID_ALERT_WEBHOOK and ASTRID_ALERT_EMAIL say.",
 }
@@ -93,7 +93,7 @@ def data_health(
     What is wrong fails its check, and is told by webhook and e-mail (ASTRID_ALERT_WEBHOOK, ASTRID_ALERT_EMAIL).
     """
     from astrid_pipeline.catalog import labels
-    from astrid_pipeline.learning.drift import canary, canary_differs
+    from astrid_pipeline.learning.canary import canary, canary_differs
     from astrid_pipeline.night import data_quality, drift, health
 
     catalog, kept, started = catalogue.open(), products.open(), time.perf_counter()

@@ -90,7 +90,7 @@ def train_network(
                 "device": result.device,
                 "config": result.config.as_dict(),
                 "real_weight": real_weight(splits["held_out"]),
-                "baseline": baseline_of(splits["held_out"], ()),
+                "baseline": baseline_of(splits["held_out"]),
             },
             indent=1,
             default=str,

@@ -12,7 +12,7 @@ import pandas as pd
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.learning.channels import channels, unusable
-from astrid_pipeline.learning.shards import Sample
+from astrid_pipeline.learning.shards import MATCH_COLUMNS, Sample
 from astrid_pipeline.learning.targets import SOURCE_BIT, UNUSABLE_BIT, footprint
 
 #: What a truth table's kinds are called here.
@@ -120,7 +120,8 @@ def make_sample(
     about = {
         "night": str(meta.get("night", "")),
         "seeing": float(meta.get("seeing", np.nan)),
-        "score_sigma": float(meta.get("score_sigma", np.nan)),
+        # What has to be watched of the match (`drift.IMAGE_QUANTITIES`); unmeasured where it was too small for that.
+        **{name: float(meta.get(name, np.nan)) for name in MATCH_COLUMNS},
         "seed": -1,
         **info,
     }

@@ -13,11 +13,12 @@ from torch import nn
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.candidates import FEATURES
 from astrid_pipeline.learning import calibration
+from astrid_pipeline.learning.canary import canary
 from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.classical import Classical, fit_classical
 from astrid_pipeline.learning.data import SURVEY_CHANGES
 from astrid_pipeline.learning.detector import PEAK_THRESHOLD, Detector
-from astrid_pipeline.learning.drift import baseline_of, canary, scores_of
+from astrid_pipeline.learning.drift import baseline_of, scores_of
 from astrid_pipeline.learning.ensemble import Ensemble, fit_ensemble
 from astrid_pipeline.learning.infer import peak_table
 from astrid_pipeline.learning.matching import NEITHER, RIGHT, match
@@ -201,7 +202,7 @@ def fit_detector(
         seed=seed,
         real_weight=real_weight(held_out),
     )
-    return with_watch(detector, last, baseline_of(held_out, ()), device=device)
+    return with_watch(detector, last, baseline_of(held_out), device=device)
 
 
 def with_watch(
@@ -220,8 +221,8 @@ def with_watch(
     baseline:
         `drift.baseline_of` those images; the scores of the detections in them are added.
     """
-    score = detector.score(held_out)["score"].to_numpy(float)
-    watched = {**baseline, **scores_of(score[score >= detector.threshold])}
+    found = held_out[["image_id"]].assign(score=detector.score(held_out)["score"].to_numpy(float))
+    watched = {**baseline, **scores_of(found[found["score"] >= detector.threshold])}
     noted = canary(detector, device=None if device is None else str(device)).as_dict()
     return detector.replace(facts={**detector.facts, "baseline": watched, "canary": noted})
 

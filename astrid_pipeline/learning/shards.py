@@ -71,9 +71,25 @@ IMAGES = TableSchema(
         Column("seed", "int64", "seed of the simulation, -1 if real"),
         Column("seeing", "float64", "FWHM of the science frame's PSF", "px"),
         Column("score_sigma", "float64", "standard deviation of the score where nothing changed"),
+        Column("score_sigma_raw", "float64", "the same before the noise was scaled to it"),
+        Column("psf_ratio_error", "float64", "what the two PSFs still differ by, where that was measured"),
+        Column(
+            "astrometric_sigma_x", "float64", "error of the registration left, where it was measured", "px"
+        ),
+        Column("astrometric_sigma_y", "float64", "the same of the rows", "px"),
         Column("usable_fraction", "float64", "share of usable pixels"),
     ),
     sort_by=("shard", "row"),
+)
+
+
+#: Columns of `IMAGES` that are in a difference's meta under the same name.
+MATCH_COLUMNS: tuple[str, ...] = (
+    "score_sigma",
+    "score_sigma_raw",
+    "psf_ratio_error",
+    "astrometric_sigma_x",
+    "astrometric_sigma_y",
 )
 
 
