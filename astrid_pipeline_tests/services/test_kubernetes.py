@@ -1,7 +1,7 @@
 """deploy/kubernetes/values.yaml: what comes of it are jobs that Kubernetes takes, with a GPU where one is wanted.
 
-There is no cluster here, and no `helm`. What the chart does with the run launcher's part is done by the same library
-that the chart configures (dagster-k8s); what comes out is checked against Kubernetes' own schemas.
+There is no cluster here. What the chart does with the run launcher's part is done by the same library that the chart
+configures (dagster-k8s); what comes out is checked against Kubernetes' own schemas. `test_chart.py` renders the chart.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def launcher(values: dict[str, Any]) -> dict[str, Any]:
     assert values["runLauncher"]["type"] == "K8sRunLauncher"
     told = values["runLauncher"]["config"]["k8sRunLauncher"]
     config = {snake(name): value for name, value in told.items()}
+    config["env_secrets"] = [source["name"] for source in told["envSecrets"]]
     config["run_k8s_config"] = {snake(name): value for name, value in config["run_k8s_config"].items()}
     # What the chart itself adds.
     config |= {
@@ -73,12 +74,22 @@ def job_of(config: dict[str, Any], values: dict[str, Any], node: Any) -> dict[st
     context = K8sContainerContext(
         image_pull_policy=config["image_pull_policy"],
         service_account_name=config["service_account_name"],
-        env_secrets=[source["name"] for source in deployment["envSecrets"]],
-        env_vars=[f"{name}={value}" for name, value in deployment["env"].items()],
+        env_secrets=config["env_secrets"],
         resources=config["resources"],
         namespace="astrid",
         run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config["run_k8s_config"]),
-    ).merge(K8sContainerContext(run_k8s_config=get_user_defined_k8s_config(node.definition.tags)))
+    )
+    if deployment.get("includeConfigInLaunchedRuns", {"enabled": True})["enabled"]:
+        # So the chart would have it: what the code server asks for, its jobs ask for too.
+        context = context.merge(
+            K8sContainerContext(
+                env_secrets=[source["name"] for source in deployment["envSecrets"]],
+                resources=deployment.get("resources", {}),
+            )
+        )
+    context = context.merge(
+        K8sContainerContext(run_k8s_config=get_user_defined_k8s_config(node.definition.tags))
+    )
     run = DagsterRun(job_name="process_night", run_id="0" * 8)
     job = construct_dagster_k8s_job(
         context.get_k8s_job_config(f"{image['repository']}:{image['tag']}", _Names(config)),
@@ -120,6 +131,8 @@ def test_each_step_is_a_job_that_kubernetes_takes_and_only_those_on_gpus_ask_for
         assert resources["requests"]["memory"] == "4Gi"
         assert container["securityContext"]["runAsNonRoot"]
         assert any(m["mountPath"] == "/var/lib/astrid" for m in container["volumeMounts"])
+        assert {"secretRef": {"name": "astrid"}} in container["envFrom"]
+        assert {"name": "ASTRID_EXECUTOR", "value": "k8s"} in container["env"]
     gpu = {node.name for node in nodes if node.definition.tags["dagster-celery/queue"] == "gpu"}
     assert gpu
     assert {name for name, count in asked.items() if count} == gpu
@@ -143,7 +156,7 @@ def test_the_deployments_are_ones_that_kubernetes_takes(values):
             "name": name,
             "image": f"{image['repository']}:{image['tag']}",
             "imagePullPolicy": image["pullPolicy"],
-            "env": [{"name": k, "value": v} for k, v in part["env"].items()],
+            "env": part["env"],
             "envFrom": [{"secretRef": source} for source in part["envSecrets"]],
             "securityContext": part["securityContext"],
             "resources": part["resources"],
@@ -161,8 +174,9 @@ def test_the_deployments_are_ones_that_kubernetes_takes(values):
 def test_variables_and_classes_are_ones_that_astrid_has_and_no_secret_is_in_the_file(values):
     (code,) = values["dagster-user-deployments"]["deployments"]
     known = {variable_name(name) for name in Settings.model_fields}
-    assert set(code["env"]) <= known
-    assert code["env"]["ASTRID_EXECUTOR"] == "k8s"
+    told = {variable["name"]: variable["value"] for variable in code["env"]}
+    assert set(told) <= known
+    assert told["ASTRID_EXECUTOR"] == "k8s"
     assert not re.search(r"(?i)password:|secret_access_key:", VALUES.read_text())
     told = values["dagsterDaemon"]["runCoordinator"]["config"]["customRunCoordinator"]
     assert told["module"] == dagster_home.__name__
