@@ -13,6 +13,7 @@ from pydantic import Field
 
 from astrid_pipeline.assets.common import CPU_TAGS
 from astrid_pipeline.errors import ConfigError
+from astrid_pipeline.step_failures import tried_again
 
 #: Seconds between two lines that say how far it is, besides the line of each night that failed.
 SAY_SECONDS = 30.0
@@ -28,6 +29,7 @@ class BackfillConfig(dg.Config):
 
 
 @dg.op(tags=dict(CPU_TAGS), out=dg.Out(dg.Nothing))
+@tried_again
 def backfill(context: dg.OpExecutionContext, config: BackfillConfig):
     """Make all nights of a field within the dates; what is made already is left as it is."""
     from astrid_pipeline import driver

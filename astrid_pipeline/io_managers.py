@@ -17,9 +17,10 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+from dagster._core.errors import DagsterInvariantViolationError
 from pydantic import Field
 
-from astrid_pipeline.errors import AstridError, MissingProductError
+from astrid_pipeline.errors import MissingProductError
 from astrid_pipeline.resources.frames import (
     INDEX,
     Frames,
@@ -34,21 +35,13 @@ from astrid_pipeline.resources.frames import (
     write_product,
 )
 from astrid_pipeline.resources.store import Store, StoreResource, damaged, scratch_folder
+from astrid_pipeline.step_failures import telling_dagster
 from astrid_pipeline.tables import TableSchema
 
 #: Asset metadata: the `TableSchema` that the table satisfies.
 SCHEMA = "astrid/schema"
 #: Input metadata (`AssetIn(metadata={ALLOW_MISSING: True})`): pass over partitions that were never made.
 ALLOW_MISSING = "astrid/allow_missing"
-
-
-def as_failure(error: AstridError) -> dg.Failure:
-    """Return the Dagster failure for an error: permanent ones are not retried."""
-    return dg.Failure(
-        description=str(error),
-        metadata={"error": type(error).__name__, "where": error.where or "", "remedy": error.remedy or ""},
-        allow_retries=not error.permanent,
-    )
 
 
 def partition_path(asset_key: dg.AssetKey, partition_key: str | None) -> str:
@@ -99,11 +92,9 @@ class _PartitionedIOManager(dg.ConfigurableIOManager):
         values: dict[str | None, Any] = {None: obj}
         if context.has_asset_partitions:
             values = _by_partition(context, list(context.asset_partition_keys), obj)
-        try:
+        with telling_dagster(_attempt(context)):
             for key, value in values.items():
                 metadata = self.write(context, self._path(context.asset_key, key), key, value)
-        except AstridError as error:
-            raise as_failure(error) from error
         if len(values) == 1:
             context.add_output_metadata(metadata)
 
@@ -114,7 +105,7 @@ class _PartitionedIOManager(dg.ConfigurableIOManager):
         )
         tolerant = bool((context.definition_metadata or {}).get(ALLOW_MISSING))
         parts: dict[str | None, Any] = {}
-        try:
+        with telling_dagster(_attempt(context)):
             for key in keys:
                 try:
                     parts[key] = self.read(context, self._path(context.asset_key, key))
@@ -126,8 +117,6 @@ class _PartitionedIOManager(dg.ConfigurableIOManager):
                             remedy=error.remedy,
                         ) from error
             return self.combine(context, parts, _wanted_type(context))
-        except AstridError as error:
-            raise as_failure(error) from error
 
     def write(self, context: dg.OutputContext, path: str, key: str | None, obj: Any) -> dict[str, Any]:
         """Keep the value below `path`; return metadata for the materialization."""
@@ -140,6 +129,14 @@ class _PartitionedIOManager(dg.ConfigurableIOManager):
     def combine(self, context: dg.InputContext, parts: dict[str | None, Any], wanted: Any) -> Any:
         """Return what the input's annotation `wanted` asks for, from the values of its partitions."""
         raise NotImplementedError
+
+
+def _attempt(context: dg.InputContext | dg.OutputContext) -> int | None:
+    """Return how many times the step was tried before; None where a value is loaded outside of any step."""
+    try:
+        return int(context.step_context.previous_attempt_count)
+    except DagsterInvariantViolationError:
+        return None
 
 
 def _by_partition(context: dg.OutputContext, keys: list[str], obj: Any) -> dict[str | None, Any]:

@@ -12,6 +12,7 @@ import dagster as dg
 from astrid_pipeline.assets.common import CPU_TAGS
 from astrid_pipeline.backfills import backfill_field
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELDS, INSTRUMENT_NIGHTS
+from astrid_pipeline.step_failures import tried_again
 
 
 @dg.failure_hook(name="say_why")
@@ -126,6 +127,7 @@ check_health = dg.define_asset_job(
 
 
 @dg.op(tags=dict(CPU_TAGS), out=dg.Out(dg.Nothing))
+@tried_again
 def prune(context: dg.OpExecutionContext) -> None:
     """Remove from Dagster's log what is older than ASTRID_KEEP_LOG_DAYS and nothing needs."""
     from astrid_pipeline.services.retention import prune as prune_log_of

@@ -288,14 +288,22 @@ def _records(instance: dg.DagsterInstance, now: float) -> list[dg.RunRecord]:
 
 def _failed(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
     run = record.dagster_run
-    error, message = "", "the process died, or was ended"
+    error, message, permanent = "", "the process died, or was ended", None
     for entry in instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records:
         event = entry.event_log_entry.dagster_event
-        failure = None if event is None else event.step_failure_data.error
+        if event is None:
+            continue
+        told = event.step_failure_data.user_failure_data
+        if told is not None and "permanent" in told.metadata:
+            # What AstrID itself says of it (`step_failures.as_failure`).
+            error, message = str(told.metadata["error"].value), " ".join(str(told.description).split())
+            permanent = bool(told.metadata["permanent"].value)
+            continue
+        failure = event.step_failure_data.error
         while failure is not None and failure.cause is not None:
             failure = failure.cause
         if failure is not None:
-            error = failure.cls_name or ""
+            error, permanent = failure.cls_name or "", None
             message = " ".join(str(failure.message).split()).removeprefix(f"astrid_pipeline.errors.{error}: ")
     return FailedRun(
         run_id=run.run_id,
@@ -305,6 +313,7 @@ def _failed(instance: dg.DagsterInstance, record: dg.RunRecord) -> FailedRun:
         retry=int(run.tags.get(RETRY_TAG, "0")),
         error=error,
         message=message[:300],
+        permanent=permanent,
     )
 
 

@@ -17,11 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrid_pipeline import io_managers
-from astrid_pipeline.errors import MissingProductError, ServiceError, StoreError
+from astrid_pipeline.errors import StoreError
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.io_managers import (
     ALLOW_MISSING,
-    as_failure,
     list_partitions,
     partition_path,
 )
@@ -248,12 +247,6 @@ def test_missing_inputs_fail_for_good(local: StoreResource, instance: dg.Dagster
     assert "m31|2026-01-02" in text
     assert "was not made" in text
     assert "materialize" in text
-
-
-def test_what_can_be_mended_is_tried_again() -> None:
-    assert as_failure(ServiceError("did not answer", where="server")).allow_retries
-    assert not as_failure(MissingProductError("not there")).allow_retries
-    assert "did not answer" in as_failure(ServiceError("did not answer")).description
 
 
 def test_a_damaged_exposure_is_found_by_its_digest(

@@ -26,6 +26,7 @@ from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.frames import FrameSpool, spool_parent
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -42,6 +43,7 @@ from astrid_pipeline.versions import code_version
     code_version=code_version("night/calibration.py", "imaging"),
     dagster_type=dg.Any,
 )
+@tried_again
 def calibrated_frames(
     context: dg.AssetExecutionContext,
     observations: pd.DataFrame,

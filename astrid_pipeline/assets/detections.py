@@ -31,6 +31,7 @@ from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.inference_log import Inference, log_inference
 from astrid_pipeline.resources.store import StoreResource
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.tables import concat
 from astrid_pipeline.versions import code_version
 
@@ -66,6 +67,7 @@ class AlertConfig(dg.Config):
     check_specs=checks.DETECTIONS,
     dagster_type=dg.Any,
 )
+@tried_again
 def detections(
     context: dg.AssetExecutionContext,
     config: DetectionConfig,
@@ -151,6 +153,7 @@ def detections(
     io_manager_key="tables",
     code_version=code_version("night/alerts.py", "night/alert.avsc"),
 )
+@tried_again
 def alerts(
     context: dg.AssetExecutionContext,
     config: AlertConfig,

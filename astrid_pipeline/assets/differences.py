@@ -24,6 +24,7 @@ from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.partitions import FIELD_NIGHTS, FIELD_OF_NIGHT, FieldNight
 from astrid_pipeline.resources.frames import Frames, FrameSpool, spool_parent
 from astrid_pipeline.resources.store import StoreResource
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.tables import concat
 from astrid_pipeline.versions import code_version
 
@@ -56,6 +57,7 @@ class CandidateConfig(dg.Config):
     code_version=code_version("night/differences.py", "imaging"),
     dagster_type=dg.Any,
 )
+@tried_again
 def difference_images(
     context: dg.AssetExecutionContext,
     config: DifferenceConfig,
@@ -111,6 +113,7 @@ def difference_images(
     io_manager_key="tables",
     code_version=code_version("imaging/candidates.py", "night/differences.py"),
 )
+@tried_again
 def candidates(
     context: dg.AssetExecutionContext, config: CandidateConfig, difference_images: Frames
 ) -> dg.MaterializeResult[pd.DataFrame]:

@@ -18,6 +18,7 @@ from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.settings import get_settings
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -35,6 +36,7 @@ from astrid_pipeline.versions import code_version
     automation_condition=dg.AutomationCondition.any_deps_updated().since_last_handled()
     & ~dg.AutomationCondition.in_progress(),
 )
+@tried_again
 def survey_summary(
     catalogue: CatalogueResource, products: ProductsResource
 ) -> dg.MaterializeResult[pd.DataFrame]:
@@ -85,6 +87,7 @@ RECENT_DAYS = 7
     ],
     code_version=code_version("night/health.py", "night/data_quality.py"),
 )
+@tried_again
 def data_health(
     catalogue: CatalogueResource, products: ProductsResource, detector: DetectorResource
 ) -> dg.MaterializeResult:

@@ -18,6 +18,7 @@ from astrid_pipeline.resources.detector import DETECTOR, DetectorResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import Store, StoreResource, scratch_folder
 from astrid_pipeline.resources.tracking import CHALLENGER, CHAMPION, Tracking
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 COMMON: dict[str, Any] = {
@@ -40,6 +41,7 @@ class LabelConfig(dg.Config):
 
 
 @dg.asset(**COMMON, kinds={"torch", "parquet"}, tags={"stage": "dataset"})
+@tried_again
 def labelled_peaks(
     context: dg.AssetExecutionContext,
     config: LabelConfig,
@@ -134,6 +136,7 @@ def with_weights(samples: pd.DataFrame, labelled: dict[str, int]) -> pd.DataFram
 
 
 @dg.asset(**COMMON, kinds={"scikit-learn", "safetensors"}, tags={"stage": "train"})
+@tried_again
 def label_challenger(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -190,6 +193,7 @@ def label_challenger(
 
 
 @dg.asset(**COMMON, kinds={"scikit-learn"}, tags={"stage": "evaluate"})
+@tried_again
 def label_verdict(
     context: dg.AssetExecutionContext,
     store: StoreResource,

@@ -18,6 +18,7 @@ from astrid_pipeline.resources.detector import DETECTOR, DetectorResource
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
 from astrid_pipeline.resources.tracking import CHALLENGER, CHAMPION, Tracking
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 COMMON: dict[str, Any] = {"group_name": "learning", "owners": OWNERS, "io_manager_key": "folders"}
@@ -70,6 +71,7 @@ def _splits(dataset: pd.DataFrame, products: ProductsResource, names: tuple[str,
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
+@tried_again
 def unet(
     context: dg.AssetExecutionContext,
     config: TrainingConfig,
@@ -190,6 +192,7 @@ class FitConfig(dg.Config):
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
+@tried_again
 def real_bogus(context: dg.AssetExecutionContext, config: FitConfig, store: StoreResource, unet: Path) -> Any:
     """Real or bogus: boosted trees on the network's peaks and the candidates' features."""
     from astrid_pipeline.learning.retrain import describe, train_real_bogus
@@ -206,6 +209,7 @@ def real_bogus(context: dg.AssetExecutionContext, config: FitConfig, store: Stor
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
+@tried_again
 def classical(context: dg.AssetExecutionContext, config: FitConfig, store: StoreResource, unet: Path) -> Any:
     """Isolation Forest and One-Class SVM, fitted to real changes: how unlike a real one a candidate is."""
     from astrid_pipeline.learning.retrain import describe, train_classical
@@ -222,6 +226,7 @@ def classical(context: dg.AssetExecutionContext, config: FitConfig, store: Store
     tags={"stage": "train"},
     code_version=code_version("learning"),
 )
+@tried_again
 def ensemble(
     context: dg.AssetExecutionContext,
     config: FitConfig,
@@ -271,6 +276,7 @@ def ensemble(
     tags={"stage": "evaluate"},
     code_version=code_version("learning"),
 )
+@tried_again
 def evaluation(
     context: dg.AssetExecutionContext,
     store: StoreResource,

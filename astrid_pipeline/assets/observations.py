@@ -25,6 +25,7 @@ from astrid_pipeline.night.retries import MAX_RETRIES, RETRY_TAG
 from astrid_pipeline.partitions import FIELD_NIGHTS, INSTRUMENT_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -42,6 +43,7 @@ from astrid_pipeline.versions import code_version
     code_version=code_version("night/ingest.py", "archives"),
     dagster_type=dg.Any,
 )
+@tried_again
 def observations(
     context: dg.AssetExecutionContext, store: StoreResource, catalogue: CatalogueResource
 ) -> dg.MaterializeResult:
@@ -94,6 +96,7 @@ def observations(
     output_required=False,
     code_version=code_version("imaging/calibrate", "archives"),
 )
+@tried_again
 def master_calibrations(
     context: dg.AssetExecutionContext, store: StoreResource, catalogue: CatalogueResource
 ):  # a generator: an archive of calibrated frames yields nothing

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from astrid_pipeline.assets.common import ARCHIVE_POOL, CPU_TAGS, OWNERS, PICTURE_BYTES, number, picture
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -30,6 +31,7 @@ class ReferenceConfig(dg.Config):
     tags={"stage": "reference"},
     code_version=code_version("night/reference_dataset.py", "archives"),
 )
+@tried_again
 def reference_dataset(config: ReferenceConfig, store: StoreResource) -> dg.MaterializeResult:
     """A sky survey's image of a place, size and number of pixels, as FITS under `reference-datasets/` in the store.
 

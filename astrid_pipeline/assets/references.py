@@ -22,6 +22,7 @@ from astrid_pipeline.partitions import FIELD_OF_NIGHT, FIELDS
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.frames import FrameSpool, StoredFrames, spool_parent
 from astrid_pipeline.resources.products import Products, ProductsResource
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 CODE_VERSION = code_version("night/references.py", "imaging")
@@ -43,6 +44,7 @@ CODE_VERSION = code_version("night/references.py", "imaging")
     automation_condition=dg.AutomationCondition.code_version_changed()
     & ~dg.AutomationCondition.in_progress(),
 )
+@tried_again
 def reference_images(
     context: dg.AssetExecutionContext, catalogue: CatalogueResource, products: ProductsResource
 ) -> dg.MaterializeResult:

@@ -15,6 +15,7 @@ from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -28,6 +29,7 @@ from astrid_pipeline.versions import code_version
     io_manager_key="folders",
     code_version=code_version("night/stamps.py"),
 )
+@tried_again
 def stamps(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -68,6 +70,7 @@ def stamps(
     tags={"stage": "review"},
     code_version=code_version("night/light_curves.py", "imaging/photometry.py", "learning/object_types.py"),
 )
+@tried_again
 def light_curves(
     context: dg.AssetExecutionContext,
     catalogue: CatalogueResource,
@@ -135,6 +138,7 @@ class GoldConfig(dg.Config):
     output_required=False,
     code_version=code_version("night/gold.py", "night/stamps.py", "imaging", "learning"),
 )
+@tried_again
 def gold_standard(
     context: dg.AssetExecutionContext,
     config: GoldConfig,

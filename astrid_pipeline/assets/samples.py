@@ -29,6 +29,7 @@ from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.frames import Frames
 from astrid_pipeline.resources.products import ProductsResource
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -75,6 +76,7 @@ class InjectionConfig(dg.Config):
     pool=GPU_POOL,
     op_tags=GPU_TAGS,
 )
+@tried_again
 def injected_night(
     context: dg.AssetExecutionContext,
     config: InjectionConfig,
@@ -158,6 +160,7 @@ class DatasetConfig(dg.Config):
     io_manager_key="tables",
     code_version=code_version("learning/dataset.py"),
 )
+@tried_again
 def training_dataset(
     context: dg.AssetExecutionContext,
     config: DatasetConfig,

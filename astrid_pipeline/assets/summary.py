@@ -13,6 +13,7 @@ from astrid_pipeline.night.summary import NIGHT_SUMMARY
 from astrid_pipeline.partitions import FIELD_NIGHTS, FieldNight
 from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.frames import Frames
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -27,6 +28,7 @@ from astrid_pipeline.versions import code_version
     io_manager_key="tables",
     code_version=code_version("night/summary.py", "night/injections.py", "night/injected_objects.py"),
 )
+@tried_again
 def night_summary(
     context: dg.AssetExecutionContext,
     catalogue: CatalogueResource,

@@ -24,6 +24,7 @@ from astrid_pipeline.resources.catalogue import CatalogueResource
 from astrid_pipeline.resources.detector import DetectorResource
 from astrid_pipeline.resources.inference_log import Inference, log_inference
 from astrid_pipeline.resources.store import StoreResource, scratch_folder
+from astrid_pipeline.step_failures import tried_again
 from astrid_pipeline.versions import code_version
 
 
@@ -61,6 +62,7 @@ def _packets(catalogue: CatalogueResource, part: FieldNight) -> tuple[Any, list[
         "night/survey_alerts.py", "learning/alert_model.py", "archives/alert_packets.py"
     ),
 )
+@tried_again
 def survey_alerts(
     context: dg.AssetExecutionContext, catalogue: CatalogueResource, detector: DetectorResource
 ) -> dg.MaterializeResult[pd.DataFrame]:
@@ -147,6 +149,7 @@ def survey_alerts(
     io_manager_key="folders",
     code_version=code_version("night/survey_alerts.py", "learning/stamps.py"),
 )
+@tried_again
 def alert_stamps(
     context: dg.AssetExecutionContext, store: StoreResource, catalogue: CatalogueResource
 ) -> Any:

@@ -18,7 +18,10 @@ RETRY_TAG = "astrid/retry"
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A run that failed: job and partition, when (seconds since 1970), the how manieth retry it was, and why."""
+    """A run that failed: job and partition, when (seconds since 1970), the how manieth retry it was, and why.
+
+    `permanent` is what the error itself said of trying again; None where it said nothing, and its class must do.
+    """
 
     run_id: str
     job: str
@@ -27,6 +30,7 @@ class FailedRun:
     retry: int
     error: str
     message: str
+    permanent: bool | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -78,7 +82,7 @@ def judge(failed: Iterable[FailedRun], succeeded_at: Mapping[tuple[str, str], fl
         if succeeded_at.get(key, 0.0) > run.failed_at:
             continue
         due = run.failed_at + 60 * FIRST_PAUSE * 2.0**run.retry
-        if is_permanent(run.error):
+        if is_permanent(run.error) if run.permanent is None else run.permanent:
             out.never[run] = "trying again cannot help"
         elif run.retry >= MAX_RETRIES:
             out.never[run] = f"{run.retry} retries did not help"

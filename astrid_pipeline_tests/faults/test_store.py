@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import dagster as dg
 import pytest
 
+from astrid_pipeline import step_failures
 from astrid_pipeline.night.retries import is_permanent
 from astrid_pipeline_tests.faults.conftest import FIELD, FRAMES, is_not_there, is_whole, said_of
 from astrid_pipeline_tests.night.small_survey import night_of
+
+#: Requests that boto3 makes of one that is answered by 503.
+CLIENT_TRIES = 5
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.mlflow, pytest.mark.s3]
 
@@ -28,6 +35,53 @@ def test_trouble_that_passes_is_waited_out(healthy_site):
     is_whole(partition)
 
 
+@pytest.fixture(autouse=True)
+def _tried_again_soon(monkeypatch):
+    """Steps wait a moment before they are tried again, and not as long as they do for real servers."""
+    monkeypatch.setattr(step_failures, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(step_failures, "MAX_RETRIES", 1)
+
+
+def tries_of(run_id: str) -> dict[str, int]:
+    """Return how many times each step of a run was begun, by Dagster's event log."""
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    kinds = {dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED}
+    with dagster_instance() as instance:
+        records = instance.get_records_for_run(run_id, of_type=kinds).records
+    return dict(Counter(str(record.event_log_entry.step_key) for record in records))
+
+
+def test_a_step_waits_out_what_its_client_does_not_and_nothing_before_it_is_made_again(healthy_site):
+    """Boto3 asks again within seconds; a server that answers 503 for longer costs the one step another try."""
+    partition = healthy_site.fresh_night()
+    night = partition.split("|")[1]
+    healthy_site.proxy.misbehave(
+        "status", f"calibrated_frames/small/{night}", times=CLIENT_TRIES + 1, value=503, method="PUT"
+    )
+    result = healthy_site.make(partition)
+    assert result.error is None
+    assert healthy_site.proxy.met == {"status": CLIENT_TRIES + 1}
+    tries = tries_of(result.run_id)
+    assert tries.pop("calibrated_frames") == 2
+    assert set(tries.values()) == {1}
+    is_whole(partition)
+
+
+def test_a_truncated_file_is_the_exposures_trouble_and_is_not_tried_again(healthy_site):
+    partition = healthy_site.fresh_night()
+    path = healthy_site.frames / f"{FIELD}-{healthy_site.used:04d}-1.fits"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        result = healthy_site.make(partition)
+    finally:
+        path.write_bytes(whole)
+    assert result.error is None
+    assert set(tries_of(result.run_id).values()) == {1}
+    is_whole(partition, FRAMES - 1)
+
+
 def test_a_server_that_stays_out_of_order_fails_the_night_in_words_and_keeps_what_was_made(healthy_site):
     from astrid_pipeline import driver
 
@@ -42,6 +96,7 @@ def test_a_server_that_stays_out_of_order_fails_the_night_in_words_and_keeps_wha
     assert "calibrated_frames was not made" in said
     assert "the server answered 503" in said
     assert "may go better: failed_partitions tries it again" in said
+    assert tries_of(result.run_id)["calibrated_frames"] == 1 + step_failures.MAX_RETRIES
     assert not is_permanent("StoreError")
     is_not_there(partition)
     assert len(driver.open_products().table("observations", partition)) == FRAMES
