@@ -129,7 +129,11 @@ check_health = dg.define_asset_job(
 @dg.op(tags=dict(CPU_TAGS), out=dg.Out(dg.Nothing))
 @tried_again
 def prune(context: dg.OpExecutionContext) -> None:
-    """Remove from Dagster's log what is older than ASTRID_KEEP_LOG_DAYS and nothing needs."""
+    """Remove from Dagster's log what is older than ASTRID_KEEP_LOG_DAYS and nothing needs, and unused copies."""
+    from astrid_pipeline.resources import copies
+    from astrid_pipeline.resources.catalogue import open_catalogue
+    from astrid_pipeline.resources.garbage import OLDEST_RUN_DAYS
+    from astrid_pipeline.resources.store import open_store
     from astrid_pipeline.services.retention import prune as prune_log_of
     from astrid_pipeline.settings import get_settings
 
@@ -139,6 +143,9 @@ def prune(context: dg.OpExecutionContext) -> None:
         f"removed of runs older than {days:g} days: {pruned.rows} lines, and what {pruned.outputs} runs had printed; "
         "their products, checks and failures stay"
     )
+    fields = {field.name for field in open_catalogue().fields()}
+    count, size = copies.prune(open_store(), fields, OLDEST_RUN_DAYS)
+    context.log.info(f"removed of this machine's copies of products: {count}, {size / 1e6:.1f} MB")
 
 
 @dg.job(

@@ -73,6 +73,12 @@ class Settings(BaseSettings):
         gt=0,
         description="How much of what was fetched from public archives is kept on disk, GB.",
     )
+    folder_cache_gb: float = Field(
+        default=50.0,
+        gt=0,
+        description="How much of the training samples and models of a store on S3 is kept on this disk too, GB. "
+        "`astrid gc` and the schedule `daily_pruning` remove what was not used for longest.",
+    )
     inbox: str = Field(
         default="",
         description="Folder, or `s3://bucket/prefix`, that the sensor `inbox` watches for new FITS files.",

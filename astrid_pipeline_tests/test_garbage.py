@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from astrid_pipeline.errors import StoreError
 from astrid_pipeline.io_managers import to_parquet
-from astrid_pipeline.resources import garbage
+from astrid_pipeline.resources import copies, garbage
 from astrid_pipeline.resources.folders import get_folder, put_folder
 from astrid_pipeline.resources.frames import StoredFrames
 from astrid_pipeline.resources.store import LocalStore, Store
@@ -283,5 +283,13 @@ def test_a_real_night_loses_nothing(home: Path, tmp_path: Path, monkeypatch):  #
 
         (entry,) = connection.execute(text("SELECT what FROM audit_log WHERE action = 'gc'")).all()
     assert entry.what["objects"] == 4
+    # This machine's copy of what no field has: from a store on a server, which is not this one.
+    copy = copies.copies_folder() / "a-copy"
+    copy.mkdir(parents=True)
+    (copy / "shard").write_bytes(b"12345")
+    assert "1 copies of products" in run(app, ["gc"]).output
+    assert copy.exists()
+    assert "removed" in run(app, ["gc", "--delete"]).output
+    assert not copy.exists()
     remote_night(store, orphans, night, tmp_path)
     assert run(app, ["gc", "--older-than", "0"]).exit_code != 0, "a run that goes on would lose its files"

@@ -32,6 +32,8 @@ def collect_garbage(
 ) -> None:
     """List, or remove, what nothing in the store or the catalogue refers to: pieces of runs that were killed.
 
+    Beside them, this machine's copies of products on S3 that no watched field has any more, or that are too many
+    (`ASTRID_FOLDER_CACHE_GB`).
     Pictures, reference and training datasets, models and sent alerts are never touched. Runs may go on meanwhile.
 
     Examples:
@@ -44,9 +46,10 @@ def collect_garbage(
 
     from astrid_pipeline.catalog import access
     from astrid_pipeline.cli.review import user_name
-    from astrid_pipeline.resources import garbage
+    from astrid_pipeline.resources import copies, garbage
     from astrid_pipeline.resources.catalogue import open_catalogue
     from astrid_pipeline.resources.store import open_store
+    from astrid_pipeline.settings import get_settings
 
     store, catalog = open_store(), open_catalogue()
 
@@ -61,12 +64,24 @@ def collect_garbage(
         _tell(f"left alone, {place}")
     for why, (count, size) in sorted(found.by_why().items()):
         _tell(f"{why}: {count} objects, {size / 1e6:.1f} MB")
+    most = get_settings().folder_cache_gb * 1e9
+    going = copies.to_go(copies.look(store, {field.name for field in catalog.fields()}), days=days, most=most)
+    kept = f"{len(going)} copies of products in {copies.copies_folder()}, {sum(c.size for c in going) / 1e6:.1f} MB"
+    for copy in going if names else ():
+        why = "over ASTRID_FOLDER_CACHE_GB" if copy.wanted else "of no watched field"
+        _tell(f"{copy.folder}  {copy.size} bytes: {why}")
     size = sum(entry.size for entry in found.leftovers)
     told = f"{len(found.leftovers)} of {found.objects} objects in {store.url}, {size / 1e6:.1f} MB"
     if not delete:
-        remedy = "; `astrid gc --delete` removes them" if found.leftovers else ""
+        remedy = "; `astrid gc --delete` removes them" if found.leftovers or going else ""
+        if going:
+            _tell(f"{kept}: not used any more")
         _tell(f"{told}: nothing refers to them{remedy}")
         return
+    copies.remove(going)
+    copies.remove_unfinished(days)
+    if going:
+        _tell(f"{kept}: removed")
     removed: list[garbage.Leftover] = []
     try:
         garbage.remove(store, found.leftovers, removed.append)

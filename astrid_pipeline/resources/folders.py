@@ -14,9 +14,9 @@ import dagster as dg
 
 from astrid_pipeline.errors import MissingProductError
 from astrid_pipeline.io_managers import _PartitionedIOManager
+from astrid_pipeline.resources.copies import copies_folder, name_of, note_use
 from astrid_pipeline.resources.frames import INDEX
 from astrid_pipeline.resources.store import LocalStore, Store, damaged, sha256_of
-from astrid_pipeline.settings import get_settings
 
 
 def put_folder(store: Store, path: str, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +84,10 @@ def get_folder(store: Store, path: str) -> Path:
         folders = {store.path(entry["key"]).parent for entry in files.values()}
         if len(folders) == 1:
             return folders.pop()
-    name = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([[n, files[n]["sha256"]] for n in sorted(files)])).hex
-    target = get_settings().home / "cache" / "folders" / name
+    name = name_of(files)
+    target = copies_folder() / name
     if target.is_dir():
+        note_use(target, path)
         return target
     # Threads, and processes of two containers with one home, may want the same at once.
     partial = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
@@ -104,6 +105,7 @@ def get_folder(store: Store, path: str) -> Path:
             # Another process was faster; its copy holds the same bytes.
             if not target.is_dir():
                 raise
+        note_use(target, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
