@@ -71,9 +71,45 @@ def train(
     skies: Annotated[
         list[Path] | None,
         typer.Option(
-            "--skies", help="With --curated: labelled images to use instead of simulating (--images)."
+            "--skies",
+            help="With --curated: labelled images to use instead of simulating (--images). With --profile: the "
+            "survey's differences with injections.",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            help="Fit a detector's probabilities and threshold to one survey instead.",
+        ),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="With --profile: a field whose nights' injections are fitted to."),
+    ] = None,
+    instrument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--instrument",
+            help="With --profile: whose frames it serves. Default: those of the fields' nights.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="With --profile: the detector. Default: the champion; with --skies, the package's.",
+        ),
+    ] = None,
+    promote: Annotated[
+        bool,
+        typer.Option(
+            "--promote",
+            help="With --profile: make it the champion, if it is better on sky it was not fitted to.",
+        ),
+    ] = False,
     seed: _Seed = 0,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes and threads to use.")] = 2,
     processes: Annotated[
@@ -103,10 +139,23 @@ def train(
     - `astrid detect new.fits old.fits --model astrid-model/detector.safetensors` uses it
 
     - `astrid train --curated curated/ -o mine`, then `astrid score alerts/ --model mine/alerts.safetensors`
+
+    - `astrid train --profile vista --field video-a --promote` makes scores of that camera's frames mean what they say
     """
     from astrid_pipeline.learning import run_training
 
     where = None if device == "auto" else device
+    if profile is not None:
+        from astrid_pipeline.cli.profiles import train_profile
+
+        train_profile(
+            profile, output, field or [], skies or [], instrument or [], model, promote, seed, where, as_json
+        )
+        return
+    if field or instrument or model or promote:
+        raise ConfigError(
+            "--field, --instrument, --model and --promote belong to --profile", remedy="name the profile"
+        )
     if curated is not None:
         from astrid_pipeline.cli.alerts import train_on_curated
 

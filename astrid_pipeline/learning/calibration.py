@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 KINDS: tuple[str, ...] = ("platt", "temperature", "isotonic")
+#: Strictly rising ones: what ranked above another still does. An isotonic map makes the surest third of all equal.
+RISING: tuple[str, ...] = ("temperature", "platt", "beta")
+
+#: Train and test rows of each fold.
+Splits = Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
 def logit(probability: npt.ArrayLike, floor: float = 1e-6) -> Floats:
@@ -34,9 +39,11 @@ class Calibrator:
     Attributes
     ----------
     kind:
-        ``platt`` (sigmoid(a z + b)), ``temperature`` (sigmoid(z / T), stored as a = 1 / T) or ``isotonic``.
+        ``platt`` (sigmoid(a z + b)), ``temperature`` (sigmoid(z / T), stored as a = 1 / T), ``isotonic``, or ``beta``
+        (sigmoid(a ln p − b ln(1 − p) + c), p = sigmoid(z); Kull, Silva Filho & Flach 2017): slopes of their own at both
+        ends, for scores that are too sure on one side only.
     parameters:
-        (2,) a and b; for isotonic (2, knots): logits and their probabilities.
+        (2,) a and b, (3,) a, b and c; for isotonic (2, knots): logits and their probabilities.
     """
 
     kind: str
@@ -47,6 +54,8 @@ class Calibrator:
         z = np.asarray(logits, dtype=np.float64)
         if self.kind == "isotonic":
             return np.interp(z, self.parameters[0], self.parameters[1])
+        if self.kind == "beta":
+            return sigmoid(_ends(z) @ self.parameters)
         return sigmoid(self.parameters[0] * z + self.parameters[1])
 
     def tensors(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
@@ -56,10 +65,15 @@ class Calibrator:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> Calibrator:
         """Return the calibrator written under `prefix`."""
-        for kind in KINDS:
+        for kind in {*KINDS, *RISING}:
             if f"{prefix}{kind}" in tensors:
                 return cls(kind, tensors[f"{prefix}{kind}"].astype(np.float64))
         raise KeyError(f"{prefix}{{{','.join(KINDS)}}}")
+
+
+def _ends(logits: Floats) -> Floats:
+    """Return (n, 3): ln p, −ln(1 − p) and 1 of logits."""
+    return np.column_stack([-np.logaddexp(0, -logits), np.logaddexp(0, logits), np.ones(len(logits))])
 
 
 def _check(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -109,8 +123,10 @@ def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight:
         edge = 1.0 / (len(y) + 2)
         model = IsotonicRegression(y_min=edge, y_max=1 - edge, out_of_bounds="clip").fit(z, y, weight)
         return Calibrator(kind, np.stack([model.X_thresholds_, model.y_thresholds_]).astype(np.float64))
-    if kind not in KINDS:
-        raise ValueError(f"no calibration is called {kind!r}; there are {', '.join(KINDS)}")
+    if kind not in (*KINDS, *RISING):
+        raise ValueError(f"no calibration is called {kind!r}; there are {', '.join((*KINDS, 'beta'))}")
+    if kind == "beta":
+        return _fit_beta(z, y, weight)
     from scipy.optimize import minimize
 
     positive, negative = y.sum(), len(y) - y.sum()
@@ -133,6 +149,23 @@ def fit(kind: str, logits: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight:
     return Calibrator(kind, np.array([slope, shift]))
 
 
+def _fit_beta(z: Floats, y: Floats, weight: Floats) -> Calibrator:
+    """Return the most likely beta calibration with slopes above 0."""
+    from scipy.optimize import minimize
+
+    ends = _ends(z)
+
+    def loss(p: Floats) -> tuple[float, Floats]:
+        value = ends @ p
+        return float(np.sum((np.logaddexp(0, value) - y * value) * weight)), ends.T @ (
+            (sigmoid(value) - y) * weight
+        )
+
+    bounds = [(1e-3, None), (1e-3, None), (None, None)]
+    best = minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return Calibrator("beta", np.asarray(best.x, np.float64))
+
+
 def log_loss(probability: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight: float = 1.0) -> float:
     """Return the mean negative log likelihood, in nats; `real_weight` as in `fit`."""
     p = np.clip(np.asarray(probability, dtype=np.float64), 1e-9, 1 - 1e-9)
@@ -142,27 +175,40 @@ def log_loss(probability: npt.ArrayLike, labels: npt.ArrayLike, *, real_weight: 
 
 
 def choose(
-    logits: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, seed: int = 0, real_weight: float = 1.0
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    real_weight: float = 1.0,
+    kinds: Sequence[str] = KINDS,
+    splits: Splits | None = None,
 ) -> Calibrator:
     """Return the kind of calibrator with the least log loss in cross-validation, fitted to all of the data.
 
     Isotonic has as many parameters as the data allow; it is not considered below 1000 examples, where it copies
     their noise (Niculescu-Mizil & Caruana 2005).
+
+    Parameters
+    ----------
+    folds, seed:
+        Of the cross-validation, by chance; or `splits`, where rows belong together.
     """
     z, y = _check(logits, labels)
-    kinds = KINDS if len(z) >= 1000 else KINDS[:2]
-    order = np.random.default_rng(seed).permutation(len(z))
-    fold = np.empty(len(z), int)
-    fold[order] = np.arange(len(z)) % folds
+    tried = [kind for kind in kinds if kind != "isotonic" or len(z) >= 1000]
+    if splits is None:
+        fold = np.empty(len(z), int)
+        fold[np.random.default_rng(seed).permutation(len(z))] = np.arange(len(z)) % folds
+        splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(folds)]
+    if not splits or any(not 0 < y[train].sum() < len(train) for train, _ in splits):
+        return fit("platt", z, y, real_weight=real_weight)  # too few of one kind to compare
+    judged = np.concatenate([test for _, test in splits])
     losses = {}
-    for kind in kinds:
+    for kind in tried:
         guess = np.empty(len(z))
-        for k in range(folds):
-            train = fold != k
-            if not 0 < y[train].sum() < train.sum():
-                return fit("platt", z, y, real_weight=real_weight)  # too few of one kind to compare
-            guess[~train] = fit(kind, z[train], y[train], real_weight=real_weight)(z[~train])
-        losses[kind] = log_loss(guess, y, real_weight=real_weight)
+        for train, test in splits:
+            guess[test] = fit(kind, z[train], y[train], real_weight=real_weight)(z[test])
+        losses[kind] = log_loss(guess[judged], y[judged], real_weight=real_weight)
     return fit(min(losses, key=lambda kind: losses[kind]), z, y, real_weight=real_weight)
 
 

@@ -115,7 +115,7 @@ def boost(rows: Floats, real: Bools, weight: Floats, trees: int, seed: int, *, l
     return model.fit(rows, real, sample_weight=weight)
 
 
-def _folds(groups: npt.NDArray[np.int64], real: Bools, seed: int) -> list[tuple[Any, Any]]:
+def sky_folds(groups: npt.NDArray[Any], real: Bools, seed: int) -> list[tuple[Any, Any]]:
     """Return train and test rows of each fold; a piece of sky is in one test, and both kinds are in each training."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -134,7 +134,7 @@ def number_of_trees(
     rows: Floats, real: Bools, groups: npt.NDArray[np.int64], weight: Floats, seed: int, *, leaf: int = _LEAF
 ) -> int:
     """Return how many trees make the held-out log loss least; 0 where each makes it worse."""
-    folds = _folds(groups, real, seed)
+    folds = sky_folds(groups, real, seed)
     if not folds:
         return 0
     total = np.zeros(_MOST_TREES + 1)
@@ -264,7 +264,7 @@ def judge_correction(
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
     if min(y.sum(), (~y).sum()) < LEAST:
         fit_correction(table, y, base, features, groups=groups)  # says what is missing
-    folds = _folds(pieces, y, seed)
+    folds = sky_folds(pieces, y, seed)
     if not folds:
         raise ModelError(
             "all labels are of one piece of sky: nothing can be tried on another",

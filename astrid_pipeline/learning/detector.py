@@ -22,11 +22,15 @@ from astrid_pipeline.learning.correction import Correction
 from astrid_pipeline.learning.ensemble import Ensemble
 from astrid_pipeline.learning.epochs import FLOOR, OtherEpochs
 from astrid_pipeline.learning.network import prepare_for_inference
+from astrid_pipeline.learning.profile import SurveyProfile
 from astrid_pipeline.learning.real_bogus import RealBogus
 
 #: Least combined heat of a peak that the second stage looks at: three quarters of the peaks at this height are
 #: noise, and below it hardly one in fifty is real.
 PEAK_THRESHOLD = 0.05
+
+#: What the score is made of.
+_SCORING = frozenset({"network", "calibrator", "real_bogus", "classical", "ensemble", "correction"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Detector:
         What a survey's own labels have taught since; it has the last word on one pair of frames.
     epochs:
         What the night's other exposures make of the score, where there are some (`night.epochs`); optional.
+    profiles:
+        By survey, what its own injections say of the scores there (`profile`); at most one is in use.
+    profile:
+        The one in use: it maps the score, and its threshold is `threshold`.
     peak_threshold:
         Least combined heat of a peak.
     threshold:
@@ -68,6 +76,8 @@ class Detector:
     ensemble: Ensemble | None = None
     correction: Correction | None = None
     epochs: OtherEpochs | None = None
+    profiles: tuple[SurveyProfile, ...] = ()
+    profile: SurveyProfile | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
 
@@ -82,8 +92,35 @@ class Detector:
         return self.threshold if self.epochs is None else min(FLOOR, self.threshold)
 
     def replace(self, **changes: Any) -> Detector:
-        """Return a copy with some parts replaced."""
+        """Return a copy with some parts replaced; profiles that were fitted to what is replaced are gone with it."""
+        if self.profiles and _SCORING & set(changes) and "profiles" not in changes:
+            changes |= {"profiles": ()}
         return dataclasses.replace(self, **changes)
+
+    def for_survey(self, meta: Mapping[str, Any]) -> Detector:
+        """Return the detector as it judges a frame of this meta: with its survey's profile, if there is one.
+
+        The survey's name then stands behind the version, and so on every detection.
+        """
+        return self if self.profile else next((self.using(p) for p in self.profiles if p.serves(meta)), self)
+
+    def using(self, profile: SurveyProfile) -> Detector:
+        """Return the detector with a profile in use."""
+        if profile.name not in self._in_use:
+            other = dataclasses.replace(
+                self,
+                profile=profile,
+                threshold=profile.threshold,
+                version=f"{self.version}+{profile.name}",
+            )
+            # One network, and what was compiled of it, serves all surveys.
+            other.__dict__["inference_network"] = self.inference_network
+            self._in_use[profile.name] = other
+        return self._in_use[profile.name]
+
+    @cached_property
+    def _in_use(self) -> dict[str, Detector]:
+        return {}
 
     def stage_inputs(self, table: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Return (rows, `ensemble.INPUTS`) of peaks with features; NaN where a model is not there."""
@@ -105,9 +142,10 @@ class Detector:
         inputs = self.stage_inputs(table)
         unet = self.calibrator(inputs[:, 0]) if len(table) else np.zeros(0)
         score = unet if self.ensemble is None else self.ensemble.probability(inputs)
+        score = score if self.correction is None else self.correction(table, score)
         out = pd.DataFrame(
             {
-                "score": score if self.correction is None else self.correction(table, score),
+                "score": score if self.profile is None else self.profile(score),
                 "unet_score": unet,
                 "real_bogus": 1 / (1 + np.exp(-np.clip(inputs[:, 1], -50, 50))),
                 "isolation": inputs[:, 2],
@@ -118,7 +156,17 @@ class Detector:
         return out
 
     def save(self, path: Path) -> str:
-        """Write all parts to one file, the network in float16, and return its digest."""
+        """Write all parts to one file, the network in float16, and return its digest.
+
+        Raises
+        ------
+        ValueError
+            If a profile is in use: what is written is the detector that has them all.
+        """
+        if self.profile is not None:
+            raise ValueError(
+                f"the detector is in use for {self.profile.name}; save the one that it came from"
+            )
         tensors = weights.network_tensors(self.network, "network.", half=True)
         tensors |= self.calibrator.tensors("calibrator.")
         facts: dict[str, Any] = {
@@ -136,6 +184,10 @@ class Detector:
                 more, about = model.parts()
                 tensors |= more
                 facts["parts"][part] = about
+        for profile in self.profiles:
+            more, about = profile.parts()
+            tensors |= more
+            facts.setdefault("profiles", {})[profile.name] = about
         return weights.save(path, "detector", tensors, facts)
 
 
@@ -178,4 +230,9 @@ def load_model(path: Path | str | None = None) -> Detector:
         if name not in kinds:
             raise ModelError(f"the model has an unknown part {name!r}", where=path, remedy="update AstrID")
         detector = detector.replace(**{name: kinds[name].from_parts(tensors, about, path)})
-    return detector
+    profiles = dict(facts.get("profiles", {}))
+    return detector.replace(
+        profiles=tuple(
+            SurveyProfile.from_parts(name, tensors, about, path) for name, about in profiles.items()
+        )
+    )

@@ -19,6 +19,7 @@ from astrid_pipeline.learning.energy import EnergyMeter
 from astrid_pipeline.learning.infer import peak_table
 from astrid_pipeline.learning.matching import NEITHER, RIGHT, average_precision
 from astrid_pipeline.learning.metrics import (
+    ECE_FLOOR,
     MIN_SNR,
     RESAMPLES,
     SNR_EDGES,
@@ -35,10 +36,6 @@ from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.learning.targets import UNUSABLE_BIT
 from astrid_pipeline.learning.unet import CLASSES
 from astrid_pipeline.learning.validate import mask_iou
-
-#: Peaks below this score have no part in the calibration error: nine tenths of them are surely noise, and would
-#: hide what the others do.
-ECE_FLOOR = 0.1
 
 #: Methods as reports call them.
 METHODS: Mapping[str, str] = {

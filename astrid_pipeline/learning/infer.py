@@ -141,7 +141,7 @@ def detect(
     candidates:
         `imaging.find_candidates` of the same difference.
     model:
-        `load_model()` by default.
+        `load_model()` by default. A profile of the difference's instrument comes into use by itself.
     threshold:
         Least score; the model's own by default.
     passes:
@@ -154,7 +154,7 @@ def detect(
     ModelError
         If there is no usable model, or the difference or the candidates lack what it needs.
     """
-    model = load_model() if model is None else model
+    model = (load_model() if model is None else model).for_survey(difference.meta)
     where = pick_device(device)
     planes = channels(difference)
     bad = unusable(difference)

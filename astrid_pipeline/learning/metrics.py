@@ -21,6 +21,10 @@ SNR_EDGES: tuple[float, ...] = (3, 4, 5, 6, 7, 10, 15, 50)
 #: Truth below this S/N is not asked for; Rubin's requirement is stated here.
 MIN_SNR = 6.0
 
+#: Peaks below this score have no part in the calibration error: nine tenths of them are surely noise, and would
+#: hide what the others do.
+ECE_FLOOR = 0.1
+
 #: Resamplings of an interval; the 2.5 and 97.5 % points are then good to about a tenth of its width.
 RESAMPLES = 200
 

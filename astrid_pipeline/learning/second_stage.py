@@ -40,8 +40,8 @@ PEAK_FEATURES: tuple[str, ...] = (
     *SURROUNDINGS,
 )
 
-# Truth from here on is a real example; fainter changes are neither, as in the network's own training.
-_REAL_SNR = 4.0
+#: Truth from here on is a real example; fainter changes are neither, as in the network's own training.
+REAL_SNR = 4.0
 
 #: The threshold is where held-out detections reach this precision at truth of S/N ≥ 4. Rubin asks for 95 % at S/N 6;
 #: from 97 to 98.5 % up to half of the artefacts that passed are gone, for one in a hundred of the true changes.
@@ -59,7 +59,7 @@ def label_peaks(
     *,
     device: str | torch.device | None = None,
     peak_threshold: float = PEAK_THRESHOLD,
-    min_snr: float = _REAL_SNR,
+    min_snr: float = REAL_SNR,
 ) -> pd.DataFrame:
     """Return the network's peaks in all images of a set, `infer.peak_table`, with what they really are.
 

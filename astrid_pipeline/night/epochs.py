@@ -17,6 +17,7 @@ import pandas as pd
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.frame import Difference
 from astrid_pipeline.learning.schema import DETECTIONS
+from astrid_pipeline.night.differences import meta_of
 from astrid_pipeline.resources.frames import Frames
 
 Floats = npt.NDArray[np.float64]
@@ -74,7 +75,7 @@ def judge_by_the_night(
             table = table.assign(
                 score=model.epochs(pd.concat([table, features], axis=1), table["score"].to_numpy(float))
             )
-        out[key] = _kept(table, key, model.threshold)
+        out[key] = _kept(table, key, model.for_survey(meta_of(differences, key)).threshold)
     return out
 
 
