@@ -112,10 +112,11 @@ class Settings(BaseSettings):
         default=None,
         description="Redis through which Celery's workers get their steps, `redis://:password@host:6379/0`.",
     )
-    gpus: int = Field(
-        default=1,
+    gpus: int | None = Field(
+        default=None,
         ge=1,
-        description="How many steps compute on GPUs at once, on all machines together: one a GPU.",
+        description="How many steps compute on GPUs at once, on all machines together: one a GPU. Default: as many "
+        "as this machine has; without one, models run on its cores.",
     )
     workers: int = Field(default=2, ge=1, description="How many runs go on at once.")
     device: str = Field(

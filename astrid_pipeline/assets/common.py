@@ -22,7 +22,7 @@ PICTURE_BYTES = 150_000
 #: The page shows markdown in place up to 1,000 characters; longer text hides behind a click.
 MARKDOWN_LENGTH = 980
 
-#: Steps that want a GPU: one at a time on a machine (pool), the queue of GPU workers (Celery), a GPU (Kubernetes).
+#: Steps that want a GPU: one at a time each (pool), the queue of GPU workers (Celery), a GPU (Kubernetes).
 GPU_POOL = "gpu"
 GPU_TAGS: Mapping[str, Any] = {
     "dagster-celery/queue": "gpu",

@@ -171,3 +171,23 @@ def test_dagster_dev_works_in_the_repository_root_with_nothing_set(tmp_path: Pat
                     continue
             postgres.stop(own.model_copy(update={"home": user / ".astrid"}))
         assert not list(ROOT.glob(".tmp_dagster_home_*")), "the temporary home is left behind"
+
+
+def test_steps_that_run_models_wait_for_a_gpu_only_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ASTRID_GPUS", "")
+    reset_settings()
+    monkeypatch.setattr(dagster_home, "_GPUS", tmp_path / "none")
+    assert dagster_home.gpus() == 0
+    assert dagster_home.pools()["gpu"] == os.cpu_count()
+    for name in ("0000:17:00.0", "0000:65:00.0", "0000:98:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    monkeypatch.setattr(dagster_home, "_GPUS", tmp_path / "gpus")
+    assert dagster_home.pools()["gpu"] == dagster_home.gpus() == 3
+    monkeypatch.setenv("ASTRID_DEVICE", "cpu")
+    reset_settings()
+    assert dagster_home.gpus() == 0
+    monkeypatch.setenv("ASTRID_GPUS", "2")
+    reset_settings()
+    assert dagster_home.pools()["gpu"] == 2
