@@ -72,6 +72,11 @@ def model_card(
         ["inputs", "science/σ, reference/σ, D/σ, S_corr, squeezed by asinh (`learning/channels.py`)"],
         ["answers", "heat maps transient, variable, moving; one mask"],
         ["second stage", "boosted trees, Isolation Forest, One-Class SVM; logistic stacking, calibrated"],
+        *(
+            [["other exposures of the night", f"{len(detector.epochs.forest.roots)} trees on the score"]]
+            if detector.epochs
+            else []
+        ),
         ["score threshold", f"{detector.threshold:.3f}"],
         [
             "training data",

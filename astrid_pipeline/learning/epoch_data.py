@@ -12,7 +12,7 @@ from astrid_pipeline.errors import AstridError, MissingProductError, ModelError
 from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.data import SURVEY_CHANGES, Progress, image_seed
 from astrid_pipeline.learning.detector import Detector
-from astrid_pipeline.learning.epochs import COUNTS, FLOOR, When, epoch_features, significance_at
+from astrid_pipeline.learning.epochs import COUNTS, When, epoch_features, significance_at
 from astrid_pipeline.learning.evaluate import score_shards
 from astrid_pipeline.learning.matching import NEITHER
 from astrid_pipeline.learning.metrics import judge
@@ -24,6 +24,10 @@ from astrid_pipeline.learning.targets import UNUSABLE_BIT
 
 #: When each image of a set was taken, beside its shards.
 EXPOSURES = "exposures.parquet"
+
+#: Least score of a peak that is learned from: a tenth of what is asked in use (`epochs.FLOOR`), so that the trees know
+#: also what lies beyond.
+_LOOKED = 0.02
 
 #: Attempts at one sky before its error is raised: a few frames have too few stars for a PSF.
 _ATTEMPTS = 4
@@ -151,7 +155,7 @@ _REAL_SNR = 4.0
 
 
 def peaks_of_series(
-    detector: Detector, shards: ShardSet, times: pd.DataFrame, *, curves: bool = False, floor: float = FLOOR
+    detector: Detector, shards: ShardSet, times: pd.DataFrame, *, curves: bool = False, floor: float = _LOOKED
 ) -> pd.DataFrame:
     """Return the detector's peaks in all images of a set, with what the other epochs of the same sky say of each.
 

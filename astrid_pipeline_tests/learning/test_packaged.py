@@ -11,6 +11,7 @@ from astrid_pipeline.learning.infer import detect
 from astrid_pipeline.learning.matching import RIGHT, match
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.weights import PACKAGED
+from astrid_pipeline_tests.learning.toy_epochs import toys
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +25,28 @@ def test_it_is_small_whole_and_described(model):
     assert model.real_bogus is not None
     assert model.classical is not None
     assert model.ensemble is not None
+    # A night is judged by itself alone, whatever nights were made before it.
+    assert model.epochs is not None
+    assert set(model.epochs.facts["groups"]) == {"night", "filters"}
     assert 0 < model.threshold < 1
     card = PACKAGED.with_name("MODEL_CARD.md").read_text()
     assert card.splitlines()[0] == f"# {model.name} {model.version}"
     for part in ("Limits", "Recall by true S/N", "Measured on"):
         assert part in card
+
+
+def test_a_nights_other_exposures_raise_what_stays_above_what_hit_once(model):
+    table = toys(3, 100)
+    even = np.full(len(table), 0.6)
+    after = model.epochs(table, even)
+    seen = (table["night_count"] > 0).to_numpy()
+    stays, hit = ((table["what"] == what).to_numpy() for what in ("stays", "hit"))
+    assert np.quantile(after[seen & stays], 0.05) > model.threshold > np.median(after[seen & hit])
+    assert (after[~seen] == 0.6).all()
+    # What the detector is sure of is not thrown away because it has gone: it may be an asteroid.
+    sure = model.epochs(table, np.full(len(table), 0.9))
+    asteroids = seen & (table["what"] == "asteroid").to_numpy()
+    assert (sure[asteroids] > model.threshold).all()
 
 
 @pytest.mark.slow
