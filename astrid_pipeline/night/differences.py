@@ -156,14 +156,17 @@ def detect_one(
     device: str | None = None,
     min_snr: float = MIN_SNR,
     threshold: float | None = None,
+    uncertainty: bool = True,
 ) -> pd.DataFrame:
     """Return the detections of |S/N| ≥ `min_snr` in one difference; `candidates` are its own.
 
-    They are judged by this one difference; `threshold` is the least score, the model's own by default.
+    They are judged by this one difference; `threshold` is the least score, the model's own by default. Without
+    `uncertainty`, the column is null and what it costs is saved: as much as all else of the detection, and more.
     """
     from astrid_pipeline.learning import detect
 
-    table = detect(difference, candidates, model, device=device, threshold=threshold)
+    passes = {} if uncertainty else {"passes": 0}
+    table = detect(difference, candidates, model, device=device, threshold=threshold, **passes)
     return table[table.snr.abs() >= min_snr].reset_index(drop=True)
 
 

@@ -46,6 +46,8 @@ def plan_changes(
     taken: pd.DataFrame,
     per_megapixel: float,
     snr_range: tuple[float, float],
+    *,
+    stars: list[tuple[float, float, float]] | None = None,
 ) -> pd.DataFrame:
     """Choose variable stars, faded sources and moving objects.
 
@@ -59,6 +61,8 @@ def plan_changes(
         How many in all, in the proportions of `SHARES`.
     snr_range:
         S/N, log-uniform; a trail's is that of a matched trail.
+    stars:
+        `stars_of` the difference, where they are known already.
 
     Returns
     -------
@@ -70,7 +74,7 @@ def plan_changes(
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     fwhm = difference.psf.fwhm()
     places = _Places(taken, bad, 6 * fwhm)
-    stars = stars_of(difference, bad, fwhm)
+    stars = stars_of(difference, bad, fwhm) if stars is None else stars
     already = int((taken["kind"] == "variable").sum()) if "kind" in taken else 0
     varying = max(math.ceil(STAR_SHARE * len(stars)) - already, 0)
     rows: list[dict[str, object]] = []

@@ -19,7 +19,13 @@ from scipy.spatial import cKDTree
 from astrid_pipeline.imaging.frame import Difference, Frame
 from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 from astrid_pipeline.imaging.stars import extract_plain
-from astrid_pipeline.night.injected_changes import plan_changes, science_part, with_faded
+from astrid_pipeline.night.injected_changes import (
+    STAR_SHARE,
+    plan_changes,
+    science_part,
+    stars_of,
+    with_faded,
+)
 from astrid_pipeline.night.injected_objects import plan_objects
 from astrid_pipeline.tables import Column, TableSchema
 
@@ -79,6 +85,7 @@ def plan_injections(
     on_galaxies: float = 0.5,
     *,
     taken: pd.DataFrame | None = None,
+    hosts: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Choose where and how bright: columns x, y, flux, snr, on_galaxy.
 
@@ -96,13 +103,15 @@ def plan_injections(
         where that would be more than `HOST_SHARE` of the sources.
     taken:
         What is put in besides (x, y, on_galaxy): places to keep away from, and hosts that count among that share.
+    hosts:
+        `host_positions` of the difference, where they are known already.
     """
     height, width = difference.shape
     bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
     number = max(1, round(per_megapixel * bad.size / 1e6))
     fwhm = difference.psf.fwhm()
-    hosts = _host_positions(difference, bad, fwhm)
-    places = most_hosts(hosts)
+    hosts = host_positions(difference, bad, fwhm) if hosts is None else hosts
+    places = most_hosts(len(hosts))
     chosen: list[tuple[float, float, bool]] = []
     others: list[tuple[float, float]] = []
     if taken is not None and len(taken):
@@ -139,12 +148,12 @@ def plan_injections(
     return table.assign(snr=snr, flux=snr * error)
 
 
-def most_hosts(hosts: np.ndarray) -> int:
-    """Return how many of some hosts may get an injection: `HOST_SHARE` of them, rounded up."""
-    return math.ceil(HOST_SHARE * len(hosts))
+def most_hosts(hosts: int) -> int:
+    """Return how many of so many hosts may get an injection: `HOST_SHARE` of them, rounded up."""
+    return math.ceil(HOST_SHARE * hosts)
 
 
-def _host_positions(difference: Difference, bad: np.ndarray, fwhm: float) -> np.ndarray:
+def host_positions(difference: Difference, bad: np.ndarray, fwhm: float) -> np.ndarray:
     """Return (n, 2) x, y of reference sources that are extended, or of all where none is."""
     sigma = float(difference.meta["reference_sky_sigma"])
     sources = extract_plain(difference.reference, sigma, bad, 5.0)
@@ -195,11 +204,15 @@ def inject_exposure(
     from astrid_pipeline.imaging import find_candidates, inject
     from astrid_pipeline.night.differences import detect_one, difference_one
 
-    lasting = _plan_lasting(difference, objects)
-    points = plan_injections(difference, rng, per_megapixel, taken=lasting)
+    bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
+    fwhm = difference.psf.fwhm()
+    # Looked for once: three plans are made of them.
+    hosts, stars = host_positions(difference, bad, fwhm), stars_of(difference, bad, fwhm)
+    lasting = _plan_lasting(difference, objects, hosts=len(hosts), stars=len(stars))
+    points = plan_injections(difference, rng, per_megapixel, taken=lasting, hosts=hosts)
     planned = [part for part in (lasting, points) if len(part)] or [points]
     others = plan_changes(
-        difference, rng, pd.concat(planned, ignore_index=True), others_per_megapixel, SNR_RANGE
+        difference, rng, pd.concat(planned, ignore_index=True), others_per_megapixel, SNR_RANGE, stars=stars
     )
     plan = pd.concat([*planned, *([others] if len(others) else [])], ignore_index=True)
     ratio = float(difference.meta.get("flux_ratio") or 1.0)
@@ -210,22 +223,20 @@ def inject_exposure(
         change=lambda aligned: with_faded(aligned, plan, ratio, rng),
     )
     candidates = find_candidates(injected, threshold=threshold)
-    detections = detect_one(injected, candidates, model, device, threshold)
+    # How doubtful each is, nobody asks here: that takes a third of the whole.
+    detections = detect_one(injected, candidates, model, device, threshold, uncertainty=False)
     return Injected(injected, judge(plan, injected, candidates, detections), candidates, detections)
 
 
-def _plan_lasting(difference: Difference, objects: pd.DataFrame | None) -> pd.DataFrame:
+def _plan_lasting(
+    difference: Difference, objects: pd.DataFrame | None, *, hosts: int, stars: int
+) -> pd.DataFrame:
     """Return what of the long-lived objects goes in: on no more galaxies and stars than may be changed."""
-    from astrid_pipeline.night.injected_changes import STAR_SHARE, stars_of
-
     if objects is None or not len(objects):
         return plan_objects(pd.DataFrame(), difference, hosts=0, stars=0)
-    bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
-    fwhm = difference.psf.fwhm()
-    galaxies = most_hosts(_host_positions(difference, bad, fwhm))
-    stars = math.ceil(STAR_SHARE * len(stars_of(difference, bad, fwhm)))
     # About half of the supernovae shine at a time, and leave the other galaxies to changes of one night; stars all do.
-    return plan_objects(objects, difference, hosts=galaxies, stars=math.ceil(stars / 2))
+    half = math.ceil(math.ceil(STAR_SHARE * stars) / 2)
+    return plan_objects(objects, difference, hosts=most_hosts(hosts), stars=half)
 
 
 def judge(

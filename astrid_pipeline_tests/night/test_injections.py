@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astrid_pipeline.imaging.mask import UNUSABLE, Mask, is_set
 from astrid_pipeline.night.injections import (
     HOST_SHARE,
     SNR_BINS,
     completeness,
     flux_statistics,
+    host_positions,
     match,
     plan_injections,
 )
@@ -98,3 +100,17 @@ def test_few_hosts_get_an_injection_and_none_lies_on_a_masked_pixel():
     assert not masked.any()
     assert np.allclose(table.flux / 10.0, table.snr)
     assert table.snr.between(3, 50).all()
+
+
+def test_hosts_that_are_known_already_make_the_same_plan():
+    sources = tuple((x, y, 60.0) for x in range(30, 270, 24) for y in range(30, 270, 24))
+    difference = make_difference((300, 300))
+    difference.reference[:] += make_difference((300, 300), sources).data - difference.data
+    bad = is_set(difference.mask, int(UNUSABLE | Mask.EDGE), reference=True)
+    hosts = host_positions(difference, bad, difference.psf.fwhm())
+    assert len(hosts) > 50
+    plans = [
+        plan_injections(difference, np.random.default_rng(1), 300.0, hosts=given) for given in (None, hosts)
+    ]
+    pd.testing.assert_frame_equal(*plans)
+    assert plans[0].on_galaxy.any()
