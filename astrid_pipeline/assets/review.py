@@ -97,7 +97,7 @@ def light_curves(
         now = night == part.night
         frames = difference_images if now else kept.frames("difference_images", part.field, night)
         measured = measure_night(frames, objects[objects["id"].isin(ids)])
-        points += replace_points(catalog, part.field, night, measured, None if now else ids.tolist())
+        points += replace_points(catalog, part.field, night, measured, ids.tolist())
         context.log.info(f"{night}: {len(measured)} points of {len(ids)} objects")
     types = classify_objects(*curves_of_field(catalog, part.field))
     keep_types(catalog, types)

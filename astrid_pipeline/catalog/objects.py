@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sqlalchemy import bindparam, delete, exists, insert, select, text, update
+from sqlalchemy import bindparam, delete, exists, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from astrid_pipeline.catalog import association, sky
@@ -311,11 +311,18 @@ def replace_points(
     """Replace the light-curve points of a field and night (of some objects, or of all); return how many there are.
 
     `points` has object_id, exposure_id, mjd, filter, flux, flux_err, snr, upper_limit, zero_point, mag, mag_err,
-    mag_limit, flags. Objects that were forgotten meanwhile are passed over.
+    mag_limit, flags. Objects that were forgotten meanwhile are passed over. With `objects`, the points of others stay
+    but for those of moving objects, which have tracks instead: another night that is made at the same time may have
+    found an object and put its points here since this one listed the field's.
     """
     date = dt.date.fromisoformat(str(night))
     with catalog.transaction(f"keep the light curves of {field} {date}") as connection:
         field_id = field_id_of(connection, field)
+        # One at a time: neither of two could see, and so replace, what the other is about to write.
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtext('astrid-points'), hashtext(:key))"),
+            {"key": f"{field_id}|{date}"},
+        )
         gone = delete(LightCurvePoint).where(
             LightCurvePoint.field_id == field_id, LightCurvePoint.night == date
         )
@@ -324,7 +331,10 @@ def replace_points(
             real = select(SkyObject.id).where(SkyObject.field_id == field_id, SkyObject.kind != "injected")
             gone = gone.where(LightCurvePoint.object_id.in_(real))
         else:
-            gone = gone.where(LightCurvePoint.object_id.in_(list(objects)))
+            moving = select(SkyObject.id).where(SkyObject.field_id == field_id, SkyObject.kind == "moving")
+            gone = gone.where(
+                or_(LightCurvePoint.object_id.in_(list(objects)), LightCurvePoint.object_id.in_(moving))
+            )
         connection.execute(gone)
         if not len(points):
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,16 +240,26 @@ def test_light_curves_are_replaced_by_night(catalog, field):
     put(catalog, field, "2026-01-02", finds([(0, 0), (60, 0)], f"{field}a", 61042.1))
     mine = objects.objects_of_field(catalog, field)
     assert len(mine) == 2
-    points = pd.DataFrame(
+    points = points_of([*mine.id, 10**12], [3.0, -1.0, 1.0])
+    assert objects.replace_points(catalog, field, "2026-01-02", points) == 2
+    assert objects.replace_points(catalog, field, "2026-01-02", points.head(1)) == 1
+    curve = objects.light_curve(catalog, int(mine.id[0]))
+    assert list(curve.flux) == [3.0]
+    assert objects.objects_of_field(catalog, field).nights[0]
+
+
+def points_of(ids: list[int], flux: list[float]) -> pd.DataFrame:
+    """Points of an exposure, one an object."""
+    return pd.DataFrame(
         {
-            "object_id": [*mine.id, 10**12],
+            "object_id": ids,
             "exposure_id": "e1",
             "mjd": 61042.1,
             "filter": "g",
-            "flux": [3.0, -1.0, 1.0],
+            "flux": flux,
             "flux_err": 1.0,
-            "snr": [3.0, -1.0, 1.0],
-            "upper_limit": [6.0, 3.0, 4.0],
+            "snr": flux,
+            "upper_limit": 5.0,
             "zero_point": 25.0,
             "mag": np.nan,
             "mag_err": np.nan,
@@ -256,11 +267,43 @@ def test_light_curves_are_replaced_by_night(catalog, field):
             "flags": 0,
         }
     )
-    assert objects.replace_points(catalog, field, "2026-01-02", points) == 2
-    assert objects.replace_points(catalog, field, "2026-01-02", points.head(1)) == 1
-    curve = objects.light_curve(catalog, int(mine.id[0]))
-    assert list(curve.flux) == [3.0]
-    assert objects.objects_of_field(catalog, field).nights[0]
+
+
+def test_nights_made_at_once_leave_each_others_points(catalog, field):
+    """A later night puts its new objects' points on an earlier night, while that one puts its own there."""
+    put(catalog, field, "2026-01-02", finds([(0, 0), (60, 0), (120, 0)], f"{field}a", 61042.1))
+    first, second, third = (int(i) for i in objects.objects_of_field(catalog, field).id)
+    listed = {"the night": [first, second], "a later one": [second, third]}
+    start, failures = threading.Barrier(len(listed)), []
+
+    def work(ids: list[int]) -> None:
+        try:
+            for turn in range(40):
+                start.wait()
+                objects.replace_points(catalog, field, "2026-01-02", points_of(ids, [turn] * len(ids)), ids)
+        except BaseException as error:
+            failures.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=work, args=(ids,)) for ids in listed.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    curves = {i: objects.light_curve(catalog, i) for i in (first, second, third)}
+    assert {i: list(curve.flux) for i, curve in curves.items()} == {i: [39.0] for i in curves}
+
+
+def test_points_of_what_turns_out_to_move_go(catalog, field):
+    put(catalog, field, "2026-01-02", finds([(0, 0), (60, 0)], f"{field}a", 61042.1))
+    stays, moves = (int(i) for i in objects.objects_of_field(catalog, field).id)
+    both = points_of([stays, moves], [1.0, 2.0])
+    assert objects.replace_points(catalog, field, "2026-01-02", both, [stays, moves]) == 2
+    with catalog.transaction("test") as connection:
+        connection.execute(text("UPDATE objects SET kind = 'moving' WHERE id = :id"), {"id": moves})
+    assert objects.replace_points(catalog, field, "2026-01-02", both.head(1), [stays]) == 1
+    assert [len(objects.light_curve(catalog, i)) for i in (stays, moves)] == [1, 0]
 
 
 def test_names_are_letters_that_grow():
