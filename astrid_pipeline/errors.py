@@ -115,6 +115,10 @@ class DamagedError(StoreError):
     permanent = True
 
 
+class LostError(StoreError):
+    """What an earlier step had put into the store is gone: a step that reads it cannot help, a new run does."""
+
+
 class ServiceError(AstridError):
     """A service (database, tracking server, archive) did not answer or refused."""
 

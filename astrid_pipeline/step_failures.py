@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from astrid_pipeline.errors import AstridError
+from astrid_pipeline.errors import AstridError, LostError
 
 #: Tries of a step after the first. What lasts longer than these is waited out by `failed_partitions`.
 MAX_RETRIES = 2
@@ -55,13 +55,13 @@ def telling_dagster(attempt: int | None) -> Iterator[None]:
     dagster.RetryRequested
         Where the error may pass. After `MAX_RETRIES`, Dagster fails the step with the error in words.
     dagster.Failure
-        Where it stays.
+        Where it stays, or only a new run helps.
     """
     try:
         yield
     except AstridError as error:
         failure = as_failure(error)
-        if error.permanent or attempt is None:
+        if error.permanent or isinstance(error, LostError) or attempt is None:
             raise failure from error
         failure.__cause__ = error
         # Steps that met the same trouble together do not come back together.

@@ -3,13 +3,15 @@
 # No `from __future__ import annotations` here: Dagster reads the annotations of contexts.
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from astrid_pipeline import step_failures
-from astrid_pipeline.errors import ConfigError, MissingProductError, ServiceError, StoreError
+from astrid_pipeline.errors import ConfigError, LostError, MissingProductError, ServiceError, StoreError
+from astrid_pipeline.night.retries import is_permanent
 from astrid_pipeline.sensors import _failed
 from astrid_pipeline.step_failures import as_failure, telling_dagster, tried_again
 from astrid_pipeline_tests.step_tries import tried_in_processes
@@ -20,10 +22,18 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_failures, "FIRST_PAUSE", 0.01)
 
 
-def run(*assets: dg.AssetsDefinition) -> tuple[Counter[str], dg.ExecuteInProcessResult, dg.DagsterInstance]:
-    instance = dg.DagsterInstance.ephemeral()
-    result = dg.materialize(list(assets), instance=instance, raise_on_error=False)
-    return Counter(event.event_type_value for event in result.all_events), result, instance
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Entered, so that definitions are read with its own state and not with that of whatever was entered before."""
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def run(
+    instance: dg.DagsterInstance, made: dg.AssetsDefinition
+) -> tuple[Counter[str], dg.ExecuteInProcessResult]:
+    result = dg.materialize([made], instance=instance, raise_on_error=False)
+    return Counter(event.event_type_value for event in result.all_events), result
 
 
 def failing(
@@ -58,9 +68,11 @@ def failing(
 
 @pytest.mark.parametrize("yields", [False, True])
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_what_passes_is_waited_out_by_the_step(times: int, yields: bool) -> None:
+def test_what_passes_is_waited_out_by_the_step(
+    instance: dg.DagsterInstance, times: int, yields: bool
+) -> None:
     made, tries = failing(StoreError("the server answered 503"), times, yields=yields)
-    events, result, _ = run(made)
+    events, result = run(instance, made)
     assert result.success
     assert result.output_for_node("made") == 7
     assert tries == list(range(times + 1))
@@ -68,11 +80,13 @@ def test_what_passes_is_waited_out_by_the_step(times: int, yields: bool) -> None
     assert events["STEP_FAILURE"] == 0
 
 
-def test_what_lasts_fails_the_step_in_words_and_the_sensor_knows_that_it_may_go_better() -> None:
+def test_what_lasts_fails_the_step_in_words_and_the_sensor_knows_that_it_may_go_better(
+    instance: dg.DagsterInstance,
+) -> None:
     error = ServiceError("did not answer", where="mast", remedy="wait")
     error.__cause__ = ConnectionResetError("reset")
     made, tries = failing(error, 99)
-    events, result, instance = run(made)
+    events, result = run(instance, made)
     assert not result.success
     assert tries == [0, 1, 2]
     assert (events["STEP_UP_FOR_RETRY"], events["STEP_FAILURE"]) == (2, 1)
@@ -85,9 +99,9 @@ def test_what_lasts_fails_the_step_in_words_and_the_sensor_knows_that_it_may_go_
 @pytest.mark.parametrize(
     "error", [ConfigError("no such site"), MissingProductError("not there"), ZeroDivisionError("a defect")]
 )
-def test_what_stays_is_not_tried_again(error: Exception) -> None:
+def test_what_stays_is_not_tried_again(instance: dg.DagsterInstance, error: Exception) -> None:
     made, tries = failing(error, 99)
-    events, _, instance = run(made)
+    events, _ = run(instance, made)
     assert tries == [0]
     assert (events["STEP_UP_FOR_RETRY"], events["STEP_FAILURE"]) == (0, 1)
     (record,) = instance.get_run_records()
@@ -96,19 +110,28 @@ def test_what_stays_is_not_tried_again(error: Exception) -> None:
     assert found.permanent is (None if isinstance(error, ZeroDivisionError) else True)
 
 
-def test_an_error_says_itself_that_its_kind_may_pass_but_it_does_not() -> None:
+def test_an_error_says_itself_that_its_kind_may_pass_but_it_does_not(instance: dg.DagsterInstance) -> None:
     refused = StoreError("the server answered AccessDenied")
     refused.permanent = True
     made, tries = failing(refused, 99)
-    _, _, instance = run(made)
+    run(instance, made)
     assert tries == [0]
     (record,) = instance.get_run_records()
     assert _failed(instance, record).permanent is True
 
 
-def test_a_stopped_step_is_not_tried_again() -> None:
+def test_what_only_a_new_run_can_help_is_left_to_it(instance: dg.DagsterInstance) -> None:
+    made, tries = failing(LostError("the raw file is not in the store any more"), 99)
+    run(instance, made)
+    assert tries == [0]
+    (record,) = instance.get_run_records()
+    assert _failed(instance, record).permanent is False
+    assert not is_permanent("LostError")
+
+
+def test_a_stopped_step_is_not_tried_again(instance: dg.DagsterInstance) -> None:
     made, tries = failing(KeyboardInterrupt(), 99)
-    events, result, _ = run(made)
+    events, result = run(instance, made)
     assert not result.success
     assert tries == [0]
     assert events["STEP_UP_FOR_RETRY"] == 0

@@ -10,7 +10,13 @@ import pandas as pd
 
 from astrid_pipeline.archives.base import OBSERVATIONS, Archive, ExposureRecord, Field, safe_name
 from astrid_pipeline.archives.fits_reader import read_exposure
-from astrid_pipeline.errors import CalibrationError, DamagedError, ServiceError, StoreError
+from astrid_pipeline.errors import (
+    CalibrationError,
+    DamagedError,
+    LostError,
+    MissingProductError,
+    ServiceError,
+)
 from astrid_pipeline.imaging.calibrate import MasterCalibration, build_masters
 from astrid_pipeline.imaging.raw import RawExposure
 from astrid_pipeline.night.outcome import Outcome, for_each
@@ -118,15 +124,17 @@ def usable(observations: pd.DataFrame, kind: str = "light") -> pd.DataFrame:
     return observations[observations.problem.isna() & (observations.kind == kind)]
 
 
+FETCHED_ANEW = "run the night again: the file is then fetched from its archive anew"
+
+
 def read_raw(store: Store, row: pd.Series) -> RawExposure:
     """Return the exposure of an `OBSERVATIONS` row, with its field, night and id in the meta.
 
     Raises
     ------
-    MissingProductError
-        If the store has lost the file.
-    StoreError
-        If the file is damaged; it is taken away, and comes again with the night's observations.
+    LostError
+        If the store has lost the file, or it is damaged and was taken away: it comes again with the night's
+        observations. No exposure's own trouble, or the night would be kept as made without it.
     ReadError, HeaderError, PixelError
         As `read_exposure`.
     """
@@ -141,10 +149,12 @@ def read_raw(store: Store, row: pd.Series) -> RawExposure:
     except DamagedError as error:
         # Out of the way, so that it is fetched again with the night's observations.
         store.delete([key])
-        raise StoreError(
-            f"{error.what}: the damaged file was taken away",
-            where=error.where,
-            remedy="run the night again: the file is then fetched from its archive anew",
+        raise LostError(
+            f"{error.what}: the damaged file was taken away", where=error.where, remedy=FETCHED_ANEW
+        ) from error
+    except MissingProductError as error:
+        raise LostError(
+            "the raw file is not in the store any more", where=error.where, remedy=FETCHED_ANEW
         ) from error
     # By the archive's names, filter and instrument too: it is they that references are planned by.
     names = ("exposure_id", "field", "night", "filter", "instrument")

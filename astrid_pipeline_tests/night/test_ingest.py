@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from astrid_pipeline.archives.base import Field
 from astrid_pipeline.archives.mast import MastArchive
 from astrid_pipeline.archives.web import Patience
-from astrid_pipeline.errors import ServiceError
+from astrid_pipeline.errors import LostError, ServiceError
 from astrid_pipeline.night.ingest import ingest_night, read_raw
+from astrid_pipeline.night.outcome import for_each
 from astrid_pipeline.resources.store import LocalStore
 from astrid_pipeline_tests.archive_server import ArchiveServer, Holdings
 
@@ -47,6 +49,13 @@ def test_a_night_waits_for_a_file_that_may_come_and_goes_on_where_it_was(tmp_pat
             archive.exposures(FIELD)[0].instrument,
             "F160W",
         )
+        # A file that the store has lost is not that exposure's trouble: the night would be kept without it.
+        store.delete([table.path.iloc[0]])
+        with pytest.raises(LostError, match=r"not in the store any more.*run the night again"):
+            for_each({"ib2q": table.iloc[0]}, lambda row: read_raw(store, row), stage="calibrated_frames")
+        ingest(True)
+        (again,), (first,) = read_raw(store, table.iloc[0]).amplifiers, raw.amplifiers
+        assert np.array_equal(again.data, first.data, equal_nan=True)
         # A file that the archive has lost is told, and does not hold up the night.
         holdings.add("iblostq", 10.68, 41.27, 59000.4, "F160W", release=59003.0)
         server.misbehave("status", "iblostq_flt", -1, value=404)
