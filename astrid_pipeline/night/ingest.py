@@ -124,6 +124,7 @@ def usable(observations: pd.DataFrame, kind: str = "light") -> pd.DataFrame:
     return observations[observations.problem.isna() & (observations.kind == kind)]
 
 
+#: Told of raw files that the store does not have any more: `observations` fetches what is missing.
 FETCHED_ANEW = "run the night again: the file is then fetched from its archive anew"
 
 
