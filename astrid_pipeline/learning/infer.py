@@ -51,7 +51,8 @@ def peak_table(
     (the score at the peak's pixel) and ``peak_distance`` (px to the candidate).
     """
     peaks = find_peaks(probability, bad, threshold)
-    keep, row = one_a_candidate(peaks, candidates, join(peaks, candidates))
+    known = np.where(bad, np.nan, score)
+    keep, row = one_a_candidate(peaks, candidates, join(peaks, candidates, known), known)
     peaks, row = peaks[keep].reset_index(drop=True), row[keep]
     matched = candidates.reset_index(drop=True).reindex(np.where(row >= 0, row, -1))
     matched.index = peaks.index

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from astrid_pipeline.imaging.candidate_shapes import REGION_SIGMA
 from astrid_pipeline.learning.calibration import logit
 from astrid_pipeline.learning.unet import CLASSES
 
@@ -14,6 +15,12 @@ _HALF_WINDOW = 2
 
 #: A peak and a candidate nearer than this are the same; the score's own peak wanders by about 1 px at S/N 5.
 JOIN_RADIUS = 3.0
+
+#: Places looked at between a peak and the trail it may lie on: every other pixel of the longest half trail.
+_STEPS = 64
+#: Share of them that has to be as bright as a trail: a star's residual or a gap may lie between, the sky may not. Noise
+#: alone is that bright in 7 % of the places.
+_ON_TRAIL = 0.75
 
 #: Share of the mask head's probability above which a pixel belongs to the source.
 MASK_LEVEL = 0.5
@@ -129,11 +136,22 @@ def _without_ties(
     return rows[keep], cols[keep]
 
 
-def join(peaks: pd.DataFrame, candidates: pd.DataFrame, radius: float = JOIN_RADIUS) -> npt.NDArray[np.int64]:
+def join(
+    peaks: pd.DataFrame,
+    candidates: pd.DataFrame,
+    score: npt.NDArray[np.floating],
+    radius: float = JOIN_RADIUS,
+) -> npt.NDArray[np.int64]:
     """Return, for each peak, the row number of the nearest candidate within `radius` px, or -1.
 
     A candidate belongs to one peak only: the nearest pair is joined first. Peaks that are left take a candidate whose
     trail they lie on: a network sees a trail's middle less exactly than a connected region's.
+
+    Parameters
+    ----------
+    score:
+        (height, width) significance, σ; NaN where it is not known. A trail is one as far as it goes on: a bad column
+        that a satellite crosses is one region too, whose axis runs over empty sky.
     """
     joined = np.full(len(peaks), -1, np.int64)
     if not len(peaks) or not len(candidates):
@@ -148,24 +166,28 @@ def join(peaks: pd.DataFrame, candidates: pd.DataFrame, radius: float = JOIN_RAD
     rest = np.flatnonzero(joined < 0)
     free = long[~taken[long]]
     if len(free) and len(rest):
-        i, j = np.nonzero(_from_trails(mine[rest], candidates, free) <= radius)
+        i, j = np.nonzero(_on_trails(mine[rest], candidates, free, score, radius))
         _take(joined, taken, rest[i], free[j], np.hypot(*(mine[rest[i]] - theirs[free[j]]).T))
     return joined
 
 
 def one_a_candidate(
-    peaks: pd.DataFrame, candidates: pd.DataFrame, joined: npt.NDArray[np.int64], radius: float = JOIN_RADIUS
+    peaks: pd.DataFrame,
+    candidates: pd.DataFrame,
+    joined: npt.NDArray[np.int64],
+    score: npt.NDArray[np.floating],
+    radius: float = JOIN_RADIUS,
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Return which peaks stay, and their candidates, once every trail has one peak only: its surest.
 
     A network that is not sure of a long trail sees beads on it. `peaks` are in the order of their heat; those joined to
-    another candidate, which lies on the trail or crosses it, stay.
+    another candidate, which lies on the trail or crosses it, stay. `score` is that of `join`.
     """
     keep, joined = np.ones(len(peaks), bool), joined.copy()
     trails = np.flatnonzero(_trail_length(candidates) > 2 * radius)
     if not len(peaks) or not len(trails):
         return keep, joined
-    near = _from_trails(peaks[["x", "y"]].to_numpy(float), candidates, trails) <= radius
+    near = _on_trails(peaks[["x", "y"]].to_numpy(float), candidates, trails, score, radius)
     for column, trail in enumerate(trails):
         beads = np.flatnonzero(near[:, column] & keep & ((joined < 0) | (joined == trail)))
         if len(beads):
@@ -180,17 +202,37 @@ def _trail_length(candidates: pd.DataFrame) -> npt.NDArray[np.float64]:
     return np.nan_to_num(candidates["trail"].to_numpy(float))
 
 
-def _from_trails(
-    places: npt.NDArray[np.float64], candidates: pd.DataFrame, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Return (places, rows) distances in px of (x, y) places from the lines of candidates that are trails."""
+def _on_trails(
+    places: npt.NDArray[np.float64],
+    candidates: pd.DataFrame,
+    rows: npt.NDArray[np.int64],
+    score: npt.NDArray[np.floating],
+    radius: float,
+) -> npt.NDArray[np.bool_]:
+    """Return (places, rows): whether (x, y) places lie within `radius` px of the lines of candidates that are trails.
+
+    And whether the trail goes on from the candidate's place to there: at `_ON_TRAIL` of the known pixels between, half
+    of the significance that makes a region.
+    """
     table = candidates.iloc[rows]
     half = _trail_length(table) / 2
     angle = np.deg2rad(np.nan_to_num(table["angle"].to_numpy(float)))
+    sign = table["sign"].to_numpy(float)
     offset = places[:, None] - table[["x", "y"]].to_numpy(float)
     ux, uy = np.cos(angle), np.sin(angle)
     along = np.clip(offset[..., 0] * ux + offset[..., 1] * uy, -half, half)
-    return np.hypot(offset[..., 0] - along * ux, offset[..., 1] - along * uy)
+    near = np.hypot(offset[..., 0] - along * ux, offset[..., 1] - along * uy) <= radius
+    height, width = score.shape
+    share = np.linspace(0, 1, _STEPS)
+    for i, j in np.argwhere(near):
+        step = share * along[i, j]
+        column = np.clip(np.rint(table["x"].iat[j] + step * ux[j]).astype(int), 0, width - 1)
+        row = np.clip(np.rint(table["y"].iat[j] + step * uy[j]).astype(int), 0, height - 1)
+        between = score[row, column] * sign[j]
+        known = np.isfinite(between)
+        bright = between[known] >= REGION_SIGMA / 2
+        near[i, j] = bool(known.any()) and bool(bright.mean() >= _ON_TRAIL)
+    return near
 
 
 def _take(

@@ -192,12 +192,53 @@ def test_a_trail_is_one_peak_and_its_neighbour_another():
     assert sorted(zip(peaks.y.round(), peaks.x.round(), strict=True)) == [(20, 26), (30, 10), (30, 16)]
 
 
+def drawn(*lines, shape=(100, 100), significance=8.0):
+    """A significance image of noise with bright lines in it, each (x, y, length, angle in degrees)."""
+    image = np.random.default_rng(5).normal(0, 1, shape)
+    for x, y, length, angle in lines:
+        step = np.linspace(-length / 2, length / 2, int(4 * length))
+        rows = np.rint(y + step * np.sin(np.deg2rad(angle))).astype(int)
+        image[rows, np.rint(x + step * np.cos(np.deg2rad(angle))).astype(int)] = significance
+    return image
+
+
 def test_a_peak_on_a_trail_is_joined_with_it():
     peaks = pd.DataFrame({"x": [50.0, 50.0], "y": [57.0, 66.0]})
-    candidates = pd.DataFrame({"x": [50.5], "y": [50.0], "trail": [20.0], "angle": [90.0]})
-    assert join(peaks, candidates).tolist() == [0, -1]
-    assert join(peaks, candidates.assign(angle=0.0)).tolist() == [-1, -1]
-    assert join(peaks, candidates.assign(trail=5.0)).tolist() == [-1, -1]
+    candidates = pd.DataFrame({"x": [50.5], "y": [50.0], "trail": [20.0], "angle": [90.0], "sign": [1]})
+    score = drawn((50.5, 50.0, 20.0, 90.0))
+    assert join(peaks, candidates, score).tolist() == [0, -1]
+    assert join(peaks, candidates.assign(angle=0.0), score).tolist() == [-1, -1]
+    assert join(peaks, candidates.assign(trail=5.0), score).tolist() == [-1, -1]
+    assert join(peaks, candidates.assign(sign=-1), -score).tolist() == [0, -1]
+    assert join(peaks, candidates, -score).tolist() == [-1, -1]
+
+
+def test_what_is_masked_on_a_trail_counts_neither_way():
+    peaks = pd.DataFrame({"x": [50.0], "y": [59.0]})
+    candidates = pd.DataFrame({"x": [50.5], "y": [50.0], "trail": [20.0], "angle": [90.0], "sign": [1]})
+    score = drawn((50.5, 50.0, 20.0, 90.0))
+    score[52:57] = np.nan
+    assert join(peaks, candidates, score).tolist() == [0]
+    score[:] = np.nan
+    assert join(peaks, candidates, score).tolist() == [-1]
+
+
+def test_a_change_beside_crossing_artefacts_keeps_its_own_place():
+    # A bad column that a satellite crosses is one region, whose axis runs between the two.
+    score = drawn((30.0, 50.0, 90.0, 90.0), (50.0, 50.0, 80.0, 0.0))
+    candidates = pd.DataFrame({"x": [30.0], "y": [50.0], "trail": [100.0], "angle": [45.0], "sign": [1]})
+    peaks = pd.DataFrame({"x": [51.0, 60.0], "y": [71.0, 80.0]})  # both on that axis, on empty sky
+    joined = join(peaks, candidates, score)
+    assert joined.tolist() == [-1, -1]
+    keep, joined = one_a_candidate(peaks, candidates, joined, score)
+    assert keep.all()
+    assert joined.tolist() == [-1, -1]
+    # On the satellite's own line the second is a bead of the first, as before.
+    trail = candidates.assign(angle=0.0)
+    peaks = pd.DataFrame({"x": [60.0, 70.0], "y": [50.0, 50.5]})
+    keep, joined = one_a_candidate(peaks, trail, join(peaks, trail, score), score)
+    assert keep.tolist() == [True, False]
+    assert joined[0] == 0
 
 
 def test_beads_on_a_trail_are_one_detection():
@@ -207,11 +248,13 @@ def test_beads_on_a_trail_are_one_detection():
             "y": [50.0, 20.0, 50.5],
             "trail": [20.0, 0.0, 0.0],
             "angle": [0.0, 0.0, 0.0],
+            "sign": [1, 1, 1],
         }
     )
+    score = drawn((50.0, 50.0, 22.0, 0.0))
     # By falling heat: a bead at the trail's end, its middle, a star on it with its own candidate, one off it.
     peaks = pd.DataFrame({"x": [59.0, 50.5, 44.0, 50.0, 80.2], "y": [51.0, 50.0, 50.5, 58.0, 20.0]})
-    keep, joined = one_a_candidate(peaks, candidates, join(peaks, candidates))
+    keep, joined = one_a_candidate(peaks, candidates, join(peaks, candidates, score), score)
     assert list(keep) == [True, False, True, True, True]
     assert list(joined[keep]) == [0, 2, -1, 1]
 
@@ -219,5 +262,5 @@ def test_beads_on_a_trail_are_one_detection():
 def test_the_nearest_pair_is_joined_first_and_each_once():
     peaks = pd.DataFrame({"x": [10.0, 12.0, 50.0], "y": [10.0, 10.0, 50.0]})
     candidates = pd.DataFrame({"x": [11.8, 90.0], "y": [10.0, 90.0]})
-    assert join(peaks, candidates).tolist() == [-1, 0, -1]
-    assert join(peaks, candidates.iloc[:0]).tolist() == [-1, -1, -1]
+    assert join(peaks, candidates, np.zeros((100, 100))).tolist() == [-1, 0, -1]
+    assert join(peaks, candidates.iloc[:0], np.zeros((100, 100))).tolist() == [-1, -1, -1]
