@@ -105,7 +105,9 @@ with replacement. Fainter changes count neither way. The same differences, masks
 {_rows(["method", "AP", "precision", "recall", "false a Mpix", "false a Mpix at recall .9"], methods)}
 If there were one true change a megapixel, the precision would be {e.best["precision_at_1_per_mpix"]}. Median position
 error {e.best["position_error"]} px. Recall at precision .95: {e.best["recall_at_precision_95"]}.
-IoU of the masks {e.iou:.3f}. Half of the changes are found at S/N {about_half}.
+IoU of the masks of detections {e.iou:.3f} (of all
+that the network marks, with changes however faint: {e.network_iou:.3f}).
+Half of the changes are found at S/N {about_half}.
 Calibration error of scores over 0.1: {e.ece:.3f}; at one change a megapixel {e.sparse["ece"]:.3f}, and AP
 {e.sparse["ap"]:.3f}.
 {e.seconds_per_mpix:.2f} s and {e.joules_per_mpix:.0f} J ({e.energy_source}) a megapixel on {e.device}.

@@ -17,6 +17,7 @@ from torch import nn
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.calibration import Calibrator, logit
+from astrid_pipeline.learning.change_class import ChangeClass, class_shares
 from astrid_pipeline.learning.classical import Classical
 from astrid_pipeline.learning.correction import Correction
 from astrid_pipeline.learning.ensemble import Ensemble
@@ -49,6 +50,8 @@ class Detector:
         The second stage; without an ensemble the calibrated network alone makes the score.
     correction:
         What a survey's own labels have taught since; it has the last word on one pair of frames.
+    classes:
+        What says which class a change is; without it the heats' shares do.
     epochs:
         What the night's other exposures make of the score, where there are some (`night.epochs`); optional.
     profiles:
@@ -75,6 +78,7 @@ class Detector:
     classical: Classical | None = None
     ensemble: Ensemble | None = None
     correction: Correction | None = None
+    classes: ChangeClass | None = None
     epochs: OtherEpochs | None = None
     profiles: tuple[SurveyProfile, ...] = ()
     profile: SurveyProfile | None = None
@@ -134,6 +138,10 @@ class Detector:
             ]
         )
 
+    def class_shares(self, table: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Return (rows, classes): how probable each class is, if the change is real."""
+        return class_shares(self.classes, table)
+
     def score(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return score, unet_score, real_bogus, isolation and one_class of peaks with features.
 
@@ -178,7 +186,7 @@ class Detector:
             "about": dict(self.facts),
             "parts": {},
         }
-        for part in ("real_bogus", "classical", "ensemble", "correction", "epochs"):
+        for part in ("real_bogus", "classical", "ensemble", "correction", "classes", "epochs"):
             model = getattr(self, part)
             if model is not None:
                 more, about = model.parts()
@@ -224,6 +232,7 @@ def load_model(path: Path | str | None = None) -> Detector:
         "classical": Classical,
         "ensemble": Ensemble,
         "correction": Correction,
+        "classes": ChangeClass,
         "epochs": OtherEpochs,
     }
     for name, about in parts.items():

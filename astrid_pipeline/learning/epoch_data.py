@@ -16,7 +16,6 @@ from astrid_pipeline.learning.epochs import COUNTS, When, epoch_features, signif
 from astrid_pipeline.learning.evaluate import score_shards
 from astrid_pipeline.learning.matching import NEITHER
 from astrid_pipeline.learning.metrics import judge
-from astrid_pipeline.learning.peaks import class_probabilities
 from astrid_pipeline.learning.samples import labelled_truth, make_sample
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.shards import Sample, ShardSet, is_whole, write_manifest, write_shard
@@ -173,7 +172,7 @@ def peaks_of_series(
         (`matching`, of truth of S/N ≥ 4), and those of `epoch_features`, NaN and 0 below the floor.
     """
     peaks, _ = score_shards(detector, shards)
-    for name, share in zip(CLASSES, class_probabilities(peaks).T, strict=True):
+    for name, share in zip(CLASSES, detector.class_shares(peaks).T, strict=True):
         peaks[f"p_{name}"] = share
     area = pd.Series(1.0, index=shards.images["image_id"].astype(str))
     peaks["verdict"] = judge(peaks, shards.truth, area, min_snr=_REAL_SNR).table["verdict"].to_numpy()

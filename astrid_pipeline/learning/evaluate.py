@@ -17,6 +17,7 @@ from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.detector import Detector
 from astrid_pipeline.learning.energy import EnergyMeter
 from astrid_pipeline.learning.infer import peak_table
+from astrid_pipeline.learning.masks import Overlap, overlap
 from astrid_pipeline.learning.matching import NEITHER, RIGHT, average_precision
 from astrid_pipeline.learning.metrics import (
     ECE_FLOOR,
@@ -31,11 +32,9 @@ from astrid_pipeline.learning.metrics import (
     snr_at_half,
 )
 from astrid_pipeline.learning.network import describe_device, predict
-from astrid_pipeline.learning.peaks import class_probabilities
 from astrid_pipeline.learning.shards import ShardSet
 from astrid_pipeline.learning.targets import UNUSABLE_BIT
 from astrid_pipeline.learning.unet import CLASSES
-from astrid_pipeline.learning.validate import mask_iou
 
 #: Methods as reports call them.
 METHODS: Mapping[str, str] = {
@@ -66,7 +65,9 @@ class Evaluation:
     reliability:
         (bins, 3): mean score, share real, count.
     iou:
-        Of the masks, over all pixels.
+        Of the masks of detections at the threshold, with the changes of S/N ≥ 4 (`masks.overlap`).
+    network_iou:
+        Of all that the network marks, over all pixels, with all that is true, however faint.
     by_class:
         `kinds.recall_by_class`, at the threshold.
     classes:
@@ -96,6 +97,7 @@ class Evaluation:
     ece: float
     reliability: pd.DataFrame
     iou: float
+    network_iou: float
     by_class: pd.DataFrame
     classes: pd.DataFrame
     types: pd.DataFrame
@@ -129,7 +131,16 @@ class Evaluation:
         out = {name: value.value for name, value in self.best.items()}
         out |= {f"{name}_low": value.low for name, value in self.best.items()}
         out |= {f"{name}_high": value.high for name, value in self.best.items()}
-        more = ["snr_half", "ece", "iou", "megapixels", "seconds_per_mpix", "joules_per_mpix", "threshold"]
+        more = [
+            "snr_half",
+            "ece",
+            "iou",
+            "network_iou",
+            "megapixels",
+            "seconds_per_mpix",
+            "joules_per_mpix",
+            "threshold",
+        ]
         more += ["looking_load"]
         out |= {name: float(getattr(self, name)) for name in more}
         out |= {f"sparse_{name}": value for name, value in self.sparse.items()}
@@ -147,13 +158,13 @@ class Evaluation:
 
 def score_shards(
     detector: Detector, shards: ShardSet, *, device: str | torch.device | None = None
-) -> tuple[pd.DataFrame, float]:
-    """Return every peak of every image with its scores and class, and the IoU of the masks.
+) -> tuple[pd.DataFrame, Overlap]:
+    """Return every peak of every image with its scores and class, and how the masks overlap.
 
     Positions are those that `infer.detect` would give: the candidate's, or the peak's where there is none.
     """
     tables = []
-    inside = union = 0
+    covered = Overlap()
     for index in range(len(shards)):
         planes, labels = shards.planes(index), np.asarray(shards.labels(index))
         probability = predict(detector.inference_network, planes, device=device)
@@ -164,13 +175,16 @@ def score_shards(
         own = (table["candidate"] >= 0).to_numpy()
         table["x"] = np.where(own, table["x"].astype(float), table["peak_x"])
         table["y"] = np.where(own, table["y"].astype(float), table["peak_y"])
-        table["class"] = [CLASSES[c] for c in class_probabilities(table).argmax(axis=1)] if len(table) else []
+        table["class"] = (
+            [CLASSES[c] for c in detector.class_shares(table).argmax(axis=1)] if len(table) else []
+        )
         table["image_id"] = shards.image_id(index)
         tables.append(table)
-        i, u = mask_iou(probability[-1], labels)
-        inside, union = inside + i, union + u
+        covered += overlap(
+            probability[-1], labels, shards.truth_of(index), table[table["score"] >= detector.threshold]
+        )
     filled = [t for t in tables if len(t)] or tables[:1]
-    return pd.concat(filled, ignore_index=True), inside / union if union else float("nan")
+    return pd.concat(filled, ignore_index=True), covered
 
 
 def evaluate(
@@ -193,7 +207,7 @@ def evaluate(
     """
     with EnergyMeter() as meter:
         began = time.perf_counter()
-        peaks, iou = score_shards(detector, shards, device=device)
+        peaks, covered = score_shards(detector, shards, device=device)
         spent = time.perf_counter() - began
     size = shards.shape[0] * shards.shape[1] * 1e-6
     area = pd.Series(
@@ -222,7 +236,8 @@ def evaluate(
         reliability=pd.DataFrame(
             reliability(counted["score"], real), columns=["score", "share_real", "count"]
         ),
-        iou=iou,
+        iou=covered.iou,
+        network_iou=covered.network_iou,
         by_class=kinds.recall_by_class(asked, detector.threshold),
         classes=kinds.classes(low, detector.threshold),
         types=kinds.types(asked, judged_candidates, detector.threshold),

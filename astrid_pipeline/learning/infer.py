@@ -18,7 +18,6 @@ from astrid_pipeline.learning.channels import channels, unusable
 from astrid_pipeline.learning.detector import Detector, load_model
 from astrid_pipeline.learning.network import pick_device, predict, predict_batch
 from astrid_pipeline.learning.peaks import (
-    class_probabilities,
     find_peaks,
     join,
     one_a_candidate,
@@ -179,7 +178,7 @@ def detect(
     table.loc[sure, "uncertainty"] = dropout_spread(
         network, planes, table[sure], passes=passes, seed=0, device=where
     )
-    shares = class_probabilities(table)
+    shares = model.class_shares(table)
     for c, label in enumerate(CLASSES):
         table[f"p_{label}"] = shares[:, c]
     table["class"] = [CLASSES[c] for c in shares.argmax(axis=1)]

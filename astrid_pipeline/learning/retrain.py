@@ -22,6 +22,7 @@ from astrid_pipeline.learning.evaluate import Evaluation, evaluate
 from astrid_pipeline.learning.real_bogus import RealBogus
 from astrid_pipeline.learning.second_stage import (
     assemble_detector,
+    fit_classes_on,
     fit_classical_on,
     fit_real_bogus_on,
     label_peaks,
@@ -133,7 +134,7 @@ def train_ensemble(
         facts={key: facts[key] for key in ("steps", "joules", "energy_source", "data_hash")},
         seed=seed,
         real_weight=float(facts["real_weight"]),
-    )
+    ).replace(classes=fit_classes_on(peaks_of(network, "second"), seed=seed))
     detector = with_watch(detector, peaks_of(network, "held_out"), facts["baseline"])
     detector.save(out / "detector.safetensors")
     return detector

@@ -14,6 +14,7 @@ from astrid_pipeline.errors import ModelError
 from astrid_pipeline.imaging.candidates import FEATURES
 from astrid_pipeline.learning import calibration
 from astrid_pipeline.learning.canary import canary
+from astrid_pipeline.learning.change_class import LEAST, ChangeClass, fit_change_class
 from astrid_pipeline.learning.channels import unsqueeze_score
 from astrid_pipeline.learning.classical import Classical, fit_classical
 from astrid_pipeline.learning.data import SURVEY_CHANGES
@@ -117,6 +118,18 @@ def fit_classical_on(peaks: pd.DataFrame, *, seed: int = 0) -> Classical:
     return fit_classical(real, tuple(FEATURES), seed=seed)
 
 
+def fit_classes_on(peaks: pd.DataFrame, *, seed: int = 0) -> ChangeClass | None:
+    """Return what tells the classes apart, fitted to the real ones among labelled peaks.
+
+    None where there are fewer than `change_class.LEAST` of a class, as in the skies of a quick check: the network's
+    own heats then say the class.
+    """
+    real = peaks[peaks["verdict"] == RIGHT]
+    if real["truth_label"].value_counts().reindex(list(CLASSES), fill_value=0).min() < LEAST:
+        return None
+    return fit_change_class(real, real["truth_label"], seed=seed)
+
+
 def real_weight(shards: ShardSet) -> float:
     """Return how much a real peak of a set counts for, so that scores hold at `SURVEY_CHANGES` a megapixel.
 
@@ -201,7 +214,7 @@ def fit_detector(
         facts=facts,
         seed=seed,
         real_weight=real_weight(held_out),
-    )
+    ).replace(classes=fit_classes_on(first, seed=seed))
     return with_watch(detector, last, baseline_of(held_out), device=device)
 
 

@@ -116,8 +116,23 @@ def from_boosting(model: Any) -> tuple[Forest, float]:
 
     The classifier's logit is the baseline plus the sum of the trees' answers.
     """
+    return _boosted([predictor for (predictor,) in model._predictors]), float(
+        np.ravel(model._baseline_prediction)[0]
+    )
+
+
+def from_classes_boosting(model: Any) -> tuple[tuple[Forest, ...], Floats]:
+    """Return one forest a class, and (classes,) baselines, of a fitted classifier of three classes or more on numbers.
+
+    The probabilities are the softmax of the baselines plus the sums of the trees' answers.
+    """
+    baselines = np.ravel(model._baseline_prediction).astype(np.float64)
+    return tuple(_boosted([step[c] for step in model._predictors]) for c in range(len(baselines))), baselines
+
+
+def _boosted(predictors: Sequence[Any]) -> Forest:
     parts = []
-    for (predictor,) in model._predictors:
+    for predictor in predictors:
         nodes = predictor.nodes
         if nodes["is_categorical"].any():
             raise ValueError("trees with categories cannot be written")
@@ -132,7 +147,7 @@ def from_boosting(model: Any) -> tuple[Forest, float]:
                 "value": nodes["value"].astype(np.float64),
             }
         )
-    return _join(parts), float(np.ravel(model._baseline_prediction)[0])
+    return _join(parts)
 
 
 def from_gradient_boosting(model: Any) -> Forest:
