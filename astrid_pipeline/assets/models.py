@@ -232,6 +232,7 @@ def ensemble(
     config: FitConfig,
     store: StoreResource,
     tracking: Tracking,
+    detector: DetectorResource,
     unet: Path,
     real_bogus: Path,
     classical: Path,
@@ -240,30 +241,31 @@ def ensemble(
     from astrid_pipeline.learning.retrain import train_ensemble
 
     with scratch_folder(store.open()) as folder:
-        detector = train_ensemble(
+        model = train_ensemble(
             unet,
             real_bogus,
             classical,
             folder,
             name="astrid-unet",
             version=context.run_id[:8],
+            champion=detector.champion(),
             seed=config.seed,
         )
         with tracking.attempt("ensemble", dagster_run_id=context.run_id) as attempt:
-            model = tracking.register(DETECTOR, folder, attempt.run_id, alias=CHALLENGER)
-        assert detector.ensemble is not None
+            registered = tracking.register(DETECTOR, folder, attempt.run_id, alias=CHALLENGER)
+        assert model.ensemble is not None
         weights = {
             name: number(value, 3)
             for name, value in zip(
-                ("unet", "real_bogus", "isolation", "one_class"), detector.ensemble.weights, strict=True
+                ("unet", "real_bogus", "isolation", "one_class"), model.ensemble.weights, strict=True
             )
         }
         yield dg.Output(
             folder,
             metadata={
-                "threshold": number(detector.threshold, 3),
+                "threshold": number(model.threshold, 3),
                 **{f"weight_{name}": value for name, value in weights.items()},
-                "registered": f"{model.name} version {model.version} ({CHALLENGER})",
+                "registered": f"{registered.name} version {registered.version} ({CHALLENGER})",
             },
         )
 

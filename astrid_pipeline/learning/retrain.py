@@ -120,9 +120,22 @@ def train_classical(network: Path, out: Path, *, seed: int = 0) -> Classical:
 
 
 def train_ensemble(
-    network: Path, real_bogus: Path, classical: Path, out: Path, *, name: str, version: str, seed: int = 0
+    network: Path,
+    real_bogus: Path,
+    classical: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    champion: Detector | None = None,
+    seed: int = 0,
 ) -> Detector:
-    """Calibrate, weigh and set the threshold on held-out peaks; write the whole detector as one file."""
+    """Calibrate, weigh and set the threshold on held-out peaks; write the whole detector as one file.
+
+    What a night's other exposures say of a score needs series of epochs to be learned, which a training set of single
+    pairs has not: it is the champion's. It starts from calibrated scores, whichever network made them, and from
+    significances at the place.
+    """
     facts = json.loads((network / "training.json").read_text())
     detector = assemble_detector(
         load_network(network / NETWORK),
@@ -135,6 +148,9 @@ def train_ensemble(
         seed=seed,
         real_weight=float(facts["real_weight"]),
     ).replace(classes=fit_classes_on(peaks_of(network, "second"), seed=seed))
+    if champion is not None and champion.epochs is not None:
+        source = {"epochs_from": f"{champion.name} {champion.version}"}
+        detector = detector.replace(epochs=champion.epochs, facts={**detector.facts, **source})
     detector = with_watch(detector, peaks_of(network, "held_out"), facts["baseline"])
     detector.save(out / "detector.safetensors")
     return detector

@@ -172,3 +172,33 @@ def test_status_says_what_there_is(demo):
     done = run_astrid(demo.home, "status")
     assert done.returncode == 0, done.stderr
     assert re.search(r"sim-01\s+2\s+2026-03-14\s+2026-03-17", done.stdout), done.stdout
+
+
+def test_a_retraining_makes_a_challenger_with_all_that_the_champion_has(in_demo, tmp_path):
+    from astrid_pipeline.definitions import defs
+    from astrid_pipeline.learning import load_model
+    from astrid_pipeline.resources.detector import DETECTOR
+    from astrid_pipeline.resources.tracking import CHALLENGER, CHAMPION, Tracking
+    from astrid_pipeline.services.dagster_home import dagster_instance
+
+    short = {"unet": {"config": {"steps": 8, "simulated_share": 0.0}}}
+    with dagster_instance() as instance:
+        done = defs.resolve_job_def("retrain").execute_in_process(
+            instance=instance, run_config={"ops": short}
+        )
+    assert done.success
+    tracking = Tracking()
+    challenger = tracking.find(DETECTOR, CHALLENGER)
+    assert challenger is not None
+    tracking.load(DETECTOR, tmp_path, CHALLENGER)
+    (path,) = tmp_path.rglob("*.safetensors")
+    made, packaged = load_model(path), load_model()
+    assert made.version == done.run_id[:8]
+    assert made.facts["epochs_from"].startswith("astrid-unet ")
+    assert made.epochs is not None
+    assert made.epochs.forest.value.tolist() == packaged.epochs.forest.value.tolist()
+    for part in ("real_bogus", "classical", "ensemble"):
+        assert getattr(made, part) is not None, part
+    assert tracking.find(DETECTOR, CHAMPION).version == "1", (
+        "eight steps are no reason to change what detects"
+    )
