@@ -264,6 +264,7 @@ def ensemble(
             folder,
             metadata={
                 "threshold": number(model.threshold, 3),
+                "profiles_left": ", ".join(model.facts.get("profiles_left", ())) or "none",
                 **{f"weight_{name}": value for name, value in weights.items()},
                 "registered": f"{registered.name} version {registered.version} ({CHALLENGER})",
             },

@@ -134,7 +134,8 @@ def train_ensemble(
 
     What a night's other exposures say of a score needs series of epochs to be learned, which a training set of single
     pairs has not: it is the champion's. It starts from calibrated scores, whichever network made them, and from
-    significances at the place.
+    significances at the place. The champion's survey profiles stay behind (fact ``profiles_left``): they map the
+    champion's scores, and this detector's are calibrated on the nights' own images.
     """
     facts = json.loads((network / "training.json").read_text())
     detector = assemble_detector(
@@ -151,6 +152,9 @@ def train_ensemble(
     if champion is not None and champion.epochs is not None:
         source = {"epochs_from": f"{champion.name} {champion.version}"}
         detector = detector.replace(epochs=champion.epochs, facts={**detector.facts, **source})
+    if champion is not None and champion.profiles:
+        left = [profile.name for profile in champion.profiles]
+        detector = detector.replace(facts={**detector.facts, "profiles_left": left})
     detector = with_watch(detector, peaks_of(network, "held_out"), facts["baseline"])
     detector.save(out / "detector.safetensors")
     return detector

@@ -190,13 +190,15 @@ def test_a_retraining_makes_a_challenger_with_all_that_the_champion_has(in_demo,
     tracking = Tracking()
     challenger = tracking.find(DETECTOR, CHALLENGER)
     assert challenger is not None
-    tracking.load(DETECTOR, tmp_path, CHALLENGER)
-    (path,) = tmp_path.rglob("*.safetensors")
-    made, packaged = load_model(path), load_model()
+    for alias in (CHALLENGER, CHAMPION):
+        tracking.load(DETECTOR, tmp_path / alias, alias)
+    made, champion = (
+        load_model(next((tmp_path / alias).rglob("*.safetensors"))) for alias in (CHALLENGER, CHAMPION)
+    )
     assert made.version == done.run_id[:8]
     assert made.facts["epochs_from"].startswith("astrid-unet ")
     assert made.epochs is not None
-    assert made.epochs.forest.value.tolist() == packaged.epochs.forest.value.tolist()
+    assert made.epochs.forest.value.tolist() == champion.epochs.forest.value.tolist()
     for part in ("real_bogus", "classical", "ensemble"):
         assert getattr(made, part) is not None, part
     assert tracking.find(DETECTOR, CHAMPION).version == "1", (
