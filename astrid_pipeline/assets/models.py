@@ -252,7 +252,13 @@ def ensemble(
             seed=config.seed,
         )
         with tracking.attempt("ensemble", dagster_run_id=context.run_id) as attempt:
-            registered = tracking.register(DETECTOR, folder, attempt.run_id, alias=CHALLENGER)
+            registered = tracking.register(
+                DETECTOR,
+                folder,
+                attempt.run_id,
+                alias=CHALLENGER,
+                tags={"model": f"{model.name} {model.version}"},
+            )
         assert model.ensemble is not None
         weights = {
             name: number(value, 3)

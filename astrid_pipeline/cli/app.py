@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from astrid_pipeline import __version__
-from astrid_pipeline.cli import curate, detect, doctor, key, models, review, score, survey, upkeep
+from astrid_pipeline.cli import champion, curate, detect, doctor, key, models, review, score, survey, upkeep
 from astrid_pipeline.cli.console import err, print_error, quiet_libraries
 from astrid_pipeline.errors import AstridError
 
@@ -59,6 +59,7 @@ def _top(
 detect.register(app)
 survey.register(app)
 models.register(app)
+champion.register(app)
 review.register(app)
 key.register(app)
 score.register(app)

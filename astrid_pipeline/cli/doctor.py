@@ -122,6 +122,7 @@ def examine(settings: Settings, say: Callable[[Finding], None] = lambda _: None)
         put(
             [
                 checkup.ask("mlflow", lambda: checkup.tracking(settings)),
+                checkup.ask("champion", checkup.champion),
                 checkup.ask("archives", lambda: checkup.archives(settings)),
             ]
         )

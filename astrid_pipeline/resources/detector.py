@@ -14,6 +14,9 @@ from astrid_pipeline.settings import get_settings
 #: Name of the registered model.
 DETECTOR = "astrid-detector"
 
+#: Tag of a version that rests on packaged weights: their digest.
+WEIGHTS = "weights"
+
 #: The model that was asked for last, by the MLflow run that made it and its version. It outlives the resource, of which
 #: Dagster makes a new one each run: to read and compile a model takes seconds, and torch keeps for good what it notes
 #: of each network that it compiles (5 MB a run).
@@ -66,18 +69,50 @@ class DetectorResource(dg.ConfigurableResource):
                 return loaded
             return _LOADED[found.run_id, found.version]
 
-    def _register_packaged(self) -> None:
-        from astrid_pipeline.learning.weights import PACKAGED
+    def take_packaged(self, why: str = "") -> None:
+        """Make the weights that come with this AstrID the champion; `ServiceError` if MLflow does not answer.
 
+        Where a version has them already, that version is it.
+        """
+        from astrid_pipeline.learning.weights import PACKAGED, load
+
+        _, _, digest = load(PACKAGED, "detector")
         with postgres.advisory_lock("mlflow", "astrid-detector"):
-            if self.tracking.find(DETECTOR) is not None:
-                return
-            with self.tracking.attempt("packaged weights", tags={"source": "package"}) as attempt:
-                self.tracking.register(
-                    DETECTOR,
-                    {PACKAGED.name: PACKAGED},
-                    attempt.run_id,
-                    alias=CHAMPION,
-                    tags={"source": "package"},
-                    description="The weights that come with AstrID",
-                )
+            for model, _, _ in self.tracking.versions(DETECTOR):
+                if model.tags.get("source") == "package" and model.tags.get(WEIGHTS) == digest:
+                    self.tracking.set_alias(DETECTOR, CHAMPION, model.version)
+                    return
+            self._keep_packaged(why or "The weights that come with AstrID")
+
+    def _register_packaged(self) -> None:
+        with postgres.advisory_lock("mlflow", "astrid-detector"):
+            if self.tracking.find(DETECTOR) is None:
+                self._keep_packaged("The weights that come with AstrID")
+
+    def _keep_packaged(self, description: str) -> None:
+        from astrid_pipeline.learning.weights import PACKAGED, load
+
+        _, facts, digest = load(PACKAGED, "detector")
+        with self.tracking.attempt("packaged weights", tags={"source": "package"}) as attempt:
+            self.tracking.register(
+                DETECTOR,
+                {PACKAGED.name: PACKAGED},
+                attempt.run_id,
+                alias=CHAMPION,
+                tags={"source": "package", "model": f"{facts['name']} {facts['version']}", WEIGHTS: digest},
+                description=description,
+            )
+
+
+def newer_packaged(tracking: Tracking) -> str | None:
+    """Return the name and version of the weights that came with this AstrID, where an earlier one's still judge.
+
+    None where they judge already, or a model that was trained, or there is no champion yet.
+    """
+    from astrid_pipeline.learning.weights import PACKAGED, load
+
+    champion = tracking.find(DETECTOR)
+    if champion is None or (champion.tags.get("source") != "package" and WEIGHTS not in champion.tags):
+        return None
+    _, facts, digest = load(PACKAGED, "detector")
+    return None if champion.tags.get(WEIGHTS) == digest else f"{facts['name']} {facts['version']}"

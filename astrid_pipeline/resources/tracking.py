@@ -6,6 +6,7 @@ safetensors, a model card), never a pickle; aliases say which version is `champi
 
 from __future__ import annotations
 
+import datetime as dt
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -271,6 +272,26 @@ class Tracking(ConfigurableResource):
                     return None
                 raise
         return Model(name, str(version.version), version.run_id or "", dict(version.tags))
+
+    def versions(self, name: str) -> list[tuple[Model, tuple[str, ...], dict[str, str]]]:
+        """Return every version of a model, the newest first, with its aliases and ``created`` (UTC), ``description``.
+
+        Raises
+        ------
+        ServiceError
+            If MLflow does not answer.
+        """
+        with mlflow_failing("list the versions"):
+            found = self.client.search_model_versions(f"name='{name}'", max_results=1000)
+            aliases = dict(self.client.get_registered_model(name).aliases) if found else {}
+        out = []
+        for each in sorted(found, key=lambda version: -int(version.version)):
+            model = Model(name, str(each.version), each.run_id or "", dict(each.tags))
+            mine = tuple(sorted(alias for alias, version in aliases.items() if str(version) == model.version))
+            created = dt.datetime.fromtimestamp(each.creation_timestamp / 1000, dt.UTC)
+            about = {"created": created.isoformat(), "description": each.description or ""}
+            out.append((model, mine, about))
+        return out
 
     def load(self, name: str, folder: Path, alias: str = CHAMPION) -> Model:
         """Copy the files of the version that `alias` means into `folder`.

@@ -206,6 +206,23 @@ def tracking(settings: Settings) -> str:
     return f"{len(models)} registered models"
 
 
+def champion() -> str:
+    """Say which detector judges the nights, and whether this AstrID brought newer weights than it has."""
+    from astrid_pipeline.resources.detector import DETECTOR, newer_packaged
+    from astrid_pipeline.resources.tracking import Tracking
+
+    found = Tracking().find(DETECTOR)
+    if found is None:
+        return "none yet: the weights that come with AstrID are the first"
+    newer = newer_packaged(Tracking())
+    if newer:
+        raise Advice(
+            f"version {found.version} has the weights of an earlier AstrID; {newer} came with this one",
+            remedy="`astrid champion package` takes them; `astrid champion` lists what there is",
+        )
+    return f"version {found.version}, {found.tags.get('model') or found.tags.get('source', 'trained here')}"
+
+
 def disk(folder: Path) -> str:
     """Return how much is free where a folder is, or would be."""
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())

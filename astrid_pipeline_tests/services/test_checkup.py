@@ -61,7 +61,7 @@ def as_environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_a_home_where_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["doctor", "--json"]) == 0
     found = {entry["part"]: entry for entry in json.loads(capsys.readouterr().out)}
-    working = {"database", "clock", "dagster", "mlflow", "archives", "store", "disk", "device"}
+    working = {"database", "clock", "dagster", "mlflow", "champion", "archives", "store", "disk", "device"}
     assert {part for part, entry in found.items() if entry["state"] == "ok"} == working
     assert {part for part, entry in found.items() if entry["state"] == "advice"} == {
         *("daemon", "review port", "dagster port", "mlflow port", "alerts")
