@@ -15,14 +15,8 @@ import pandas as pd
 import torch
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning.alert_model import (
-    LEAST,
-    AlertModel,
-    Material,
-    fit_forests,
-    simulated_material,
-    stamp_features,
-)
+from astrid_pipeline.learning.alert_fitting import Material, fit_forests, simulated_material
+from astrid_pipeline.learning.alert_model import LEAST, AlertModel, stamp_features
 from astrid_pipeline.learning.alert_scores import agreement
 from astrid_pipeline.learning.curated import CuratedSet
 from astrid_pipeline.learning.data import build_shards
@@ -34,6 +28,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Skies that are simulated: as many as the packaged model learned from.
 SKIES = 200
+
+#: Pairs that are simulated and subtracted as surveys do it: as many as the packaged model learned from.
+SURVEY_PAIRS = 300
 
 #: Weight of curated examples among all. With some hundred of them a larger share was not better (see the model card).
 SHARE = 0.3
@@ -83,7 +80,7 @@ def curated_material(
 
 
 def cross_fitted(
-    simulated: Material, curated: Material, detector: Detector, *, share: float, seed: int = 0
+    simulated: Sequence[Material], curated: Material, detector: Detector, *, share: float, seed: int = 0
 ) -> Floats:
     """Return the probability of each curated example by forests that have seen none of its object.
 
@@ -134,6 +131,7 @@ def train_alerts(
     share: float = SHARE,
     skies: Sequence[Path] = (),
     n_images: int = SKIES,
+    n_pairs: int | None = None,
     seed: int = 0,
     workers: int = 1,
     device: str | None = None,
@@ -150,6 +148,9 @@ def train_alerts(
         One from a file; its network looks at the stamps.
     skies:
         Folders of labelled images that the network was not trained on; none: `n_images` of 512² are simulated.
+    n_pairs:
+        Pairs that are simulated and subtracted as surveys do it (`survey_stamps`). Default: none beside `skies`, else
+        `SURVEY_PAIRS`.
 
     Raises
     ------
@@ -173,7 +174,16 @@ def train_alerts(
             split="alerts",
         )
     shards = ShardSet(folders)
-    simulated = simulated_material(shards, detector, seed=seed, device=device)
+    if n_pairs is None:
+        n_pairs = 0 if skies else SURVEY_PAIRS
+    simulated = simulated_material(
+        shards,
+        detector,
+        n_pairs=n_pairs,
+        seed=seed,
+        device=device,
+        progress=lambda a, b: tell("survey stamps", a, b, {}),
+    )
     every = curated_material(curated, detector, device=device)
     seconds["data"] = time.perf_counter() - began
     learned = np.flatnonzero(curated.table["split"].isin(LEARNED))

@@ -36,7 +36,8 @@ _CORE, _NEAR, _FAR = 2.5, 6.0, 9.0
 _SIGMAS: tuple[float, ...] = (0.7, 1.1, 1.7)
 
 #: Features in order; see `_features` for what each is. How bright the source and its surroundings are in science and
-#: template is no feature: it follows a survey's depth, and what was learned of it in one misleads in another.
+#: template is no feature: it follows a survey's depth, and what was learned of it in one misleads in another. Which
+#: share of the light the change is follows no depth: what a star leaves where it was subtracted badly is a few percent.
 FEATURES: tuple[str, ...] = (
     "snr",
     "snr_sharp",
@@ -52,6 +53,7 @@ FEATURES: tuple[str, ...] = (
     "crowd",
     "rms_near",
     "width_ratio",
+    "share",
 )
 
 
@@ -245,6 +247,12 @@ def _features(stamp: Stamp) -> dict[str, float]:
     if stamp.science is not None:
         width, _ = _shape(stamp.science, _peak(_significance(stamp.science, _SIGMAS[1], empty), 4))
         out["width_ratio"] = out["width"] / max(width, 1e-9)
+    # log10 of the change over the light of the brighter image, all in units of their pixels' noise. Floors: less than
+    # 1 and 5 of those is no light.
+    inside = around <= _CORE
+    light = [float(image[inside].sum()) for image in (stamp.science, stamp.template) if image is not None]
+    if light:
+        out["share"] = float(np.log10(max(float(d[inside].sum()), 1.0) / max(*light, 5.0)))
     return {key: value if np.isfinite(value) else float("nan") for key, value in out.items()}
 
 

@@ -15,10 +15,10 @@ from sklearn.metrics import roc_auc_score
 from astrid_pipeline.archives.alert_packets import AlertPacket, read_alerts
 from astrid_pipeline.cli.app import run
 from astrid_pipeline.errors import ModelError
+from astrid_pipeline.learning.alert_fitting import VIEWS, fit_alert_model
 from astrid_pipeline.learning.alert_model import (
     AlertModel,
     calibrated_on,
-    fit_alert_model,
     load_alert_model,
     load_alert_network,
 )
@@ -137,7 +137,7 @@ def test_fitted_saved_and_read_it_says_the_same(tmp_path, detector):
     made.save(tmp_path / "a.safetensors")
     read = load_alert_model(tmp_path / "a.safetensors")
     assert isinstance(read, AlertModel)
-    assert (read.version, read.network_digest, len(read.members)) == ("toy", detector.digest, 5)
+    assert (read.version, read.network_digest, len(read.members)) == ("toy", detector.digest, len(VIEWS))
     rng = np.random.default_rng(0)
     names = {name for member in made.members for name in member.features}
     table = pd.DataFrame({name: rng.normal(size=40) for name in names})
@@ -182,7 +182,8 @@ def test_real_alerts_are_ranked_as_their_surveys_rank_them(shared_data, model, d
     ztf = found.table[found.table["survey"] == "ztf"]
     agrees, real, bogus = agreement(ztf)
     assert (real, bogus) == (108, 19)
-    assert agrees.value > 0.93
+    # 0.991 as shipped; less than its interval's lower end is another model.
+    assert agrees.value > 0.977
     # Known solar-system objects are real, whatever any score says.
     known = set()
     for packet in read_alerts([shared_data / "alerts"]):

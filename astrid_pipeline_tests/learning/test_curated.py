@@ -16,7 +16,8 @@ from astrid_pipeline.cli.app import run
 from astrid_pipeline.cli.curate import dated
 from astrid_pipeline.errors import MissingProductError, ModelError, ReadError
 from astrid_pipeline.learning import gathering
-from astrid_pipeline.learning.alert_model import FEATURES, Material, fit_forests, load_alert_network
+from astrid_pipeline.learning.alert_fitting import VIEWS, Material, fit_forests
+from astrid_pipeline.learning.alert_model import FEATURES, load_alert_network
 from astrid_pipeline.learning.curated import SNR_EDGES, CuratedSet, balanced, curate, objects_of
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.stamps import measure
@@ -267,12 +268,26 @@ def test_the_share_decides_who_is_believed():
     simulated, curated, test = material(160, 0), material(160, 1, flipped=True), material(200, 2)
     agrees = {}
     for share in (0.0, 0.9):
-        scored = fit_forests(simulated, detector, curated, share=share).score(test.features)
+        scored = fit_forests([simulated], detector, curated, share=share).score(test.features)
         agrees[share] = np.mean((scored["real_probability"] > 0.5) == test.real)
     assert agrees[0.0] > 0.9
     assert agrees[0.9] < 0.1
     with pytest.raises(ModelError, match="share"):
-        fit_forests(simulated, detector, curated, share=1.0)
+        fit_forests([simulated], detector, curated, share=1.0)
+
+
+def test_each_kind_of_stamps_and_all_together_grow_a_forest_a_view():
+    kinds = [material(120, 0), material(160, 1)]
+    made = fit_forests(kinds, load_alert_network())
+    assert [member.features for member in made.members] == 3 * list(VIEWS.values())
+    assert made.facts["kinds"] == [120, 160]
+    assert made.facts["stamps"] == 280
+    # A kind of which the opposite is true: where the others agree, it is outvoted, and the doubt is shown.
+    odd = fit_forests([*kinds, material(120, 2, flipped=True)], load_alert_network())
+    test = material(200, 3)
+    scored = odd.score(test.features)
+    assert np.mean((scored["real_probability"] > 0.5) == test.real) > 0.9
+    assert scored["uncertainty"].median() > 2 * made.score(test.features)["uncertainty"].median()
 
 
 def test_curate_train_and_score_from_the_command_line(alerts, tmp_path, capsys):

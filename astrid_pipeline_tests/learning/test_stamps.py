@@ -45,6 +45,15 @@ def test_units_sign_and_sky_change_nothing():
     np.testing.assert_allclose(other, first, rtol=2e-3, atol=2e-3)
 
 
+def test_the_share_is_of_the_brighter_image_and_nothing_without_one():
+    change, light = star(40) + noise(), star(400) + noise(1)
+    assert features(change, light, noise(2))["share"] == pytest.approx(-1, abs=0.08)
+    assert features(change, noise(1), light)["share"] == pytest.approx(-1, abs=0.08)
+    assert features(-change, light, light)["share"] == pytest.approx(-1, abs=0.08)
+    assert features(change, star(40) + noise(1))["share"] == pytest.approx(0, abs=0.08)
+    assert np.isnan(features(change)["share"])
+
+
 def test_a_dipole_a_hot_pixel_and_a_trail_stand_apart():
     dipole = features(star(40, x=-1.2) - star(40, x=1.2) + noise())
     hot = noise()
