@@ -1,8 +1,8 @@
 """Forests of the alert model: grown on several kinds of simulated stamps, each with several views of them.
 
 Which differences another survey's alerts come from nobody knows beforehand. One forest on a mixture of all kinds learns
-what tells the kinds apart as well; forests of one kind each, and of a part of the measurements each, err differently,
-and their mean held better on stamps of a kind that none had seen (see the model card).
+what tells the kinds apart as well; forests of one kind each, and of a part of the measurements each, err differently.
+On ZTF's alerts their mean ranked better than any of them, on simulated stamps as well as the best (see the model card).
 """
 
 from __future__ import annotations
