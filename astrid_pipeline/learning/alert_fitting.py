@@ -2,7 +2,8 @@
 
 Which differences another survey's alerts come from nobody knows beforehand. One forest on a mixture of all kinds learns
 what tells the kinds apart as well; forests of one kind each, and of a part of the measurements each, err differently.
-On ZTF's alerts their mean ranked better than any of them, on simulated stamps as well as the best (see the model card).
+On ZTF's alerts their mean ranked better than any of them, on simulated stamps nearly as well as the best (see the
+model card).
 """
 
 from __future__ import annotations
