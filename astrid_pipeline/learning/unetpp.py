@@ -1,6 +1,8 @@
 """U-Net++: a U-Net whose levels are joined by dense nodes, so that a shallow answer exists beside the deep one.
 
 Zhou et al. 2018 (arXiv:1807.10165), without deep supervision. Made of the U-Net's own blocks.
+
+It is here to be compared: trained as the U-Net is, it found no more (models/MODEL_CARD.md).
 """
 
 from __future__ import annotations
