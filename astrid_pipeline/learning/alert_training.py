@@ -150,7 +150,7 @@ def train_alerts(
         Folders of labelled images that the network was not trained on; none: `n_images` of 512² are simulated.
     n_pairs:
         Pairs that are simulated and subtracted as surveys do it (`survey_stamps`). Default: none beside `skies`, else
-        `SURVEY_PAIRS`.
+        `SURVEY_PAIRS` for `SKIES` images, and as many fewer or more as there are of these.
 
     Raises
     ------
@@ -161,6 +161,18 @@ def train_alerts(
     torch.set_num_threads(max(1, workers))
     seconds: dict[str, float] = {}
     began = time.perf_counter()
+    # First, since it takes seconds, and what may be missing would be told after minutes of simulating.
+    every = curated_material(curated, detector, device=device)
+    learned = np.flatnonzero(curated.table["split"].isin(LEARNED))
+    test = np.flatnonzero(~curated.table["split"].isin(LEARNED))
+    known = every.take(learned)
+    good, bad = int(known.real.sum()), int((~known.real).sum())
+    if min(good, bad) < LEAST:
+        raise ModelError(
+            f"{good} real and {bad} bogus curated examples are too few to learn from",
+            where=curated.folder,
+            remedy=f"curate more; at least {LEAST} of each are needed in the splits {' and '.join(LEARNED)}",
+        )
     folders = list(skies)
     if not folders:
         folders = [out / "data" / f"alerts-{n_images}-{seed}"]
@@ -175,7 +187,7 @@ def train_alerts(
         )
     shards = ShardSet(folders)
     if n_pairs is None:
-        n_pairs = 0 if skies else SURVEY_PAIRS
+        n_pairs = 0 if skies else max(1, round(SURVEY_PAIRS * n_images / SKIES))
     simulated = simulated_material(
         shards,
         detector,
@@ -184,18 +196,7 @@ def train_alerts(
         device=device,
         progress=lambda a, b: tell("survey stamps", a, b, {}),
     )
-    every = curated_material(curated, detector, device=device)
     seconds["data"] = time.perf_counter() - began
-    learned = np.flatnonzero(curated.table["split"].isin(LEARNED))
-    test = np.flatnonzero(~curated.table["split"].isin(LEARNED))
-    known = every.take(learned)
-    good, bad = int(known.real.sum()), int((~known.real).sum())
-    if min(good, bad) < LEAST:
-        raise ModelError(
-            f"{good} real and {bad} bogus curated examples are too few to learn from",
-            where=curated.folder,
-            remedy=f"curate more; at least {LEAST} of each are needed in the splits {' and '.join(LEARNED)}",
-        )
     began = time.perf_counter()
     tell("fit", 0, 3, {})
     alone = fit_forests(simulated, detector, seed=seed)
