@@ -19,6 +19,8 @@ COVERAGE_MINIMUM = 0.85
 SATURATED_LIMIT = 0.02
 #: A rescaled score means that the noise model missed something; 10 % is worth a word.
 _RAW_SIGMA_TOLERANCE = 0.10
+#: Of the flux ratio, relative: a star of S/N 100 that is scaled wrongly by this much leaves a residual of 5 σ.
+_FLUX_SCALE_TOLERANCE = 0.05
 #: Fewer stars than this leave the PSF to the noise.
 _FEW_STARS = 10
 
@@ -116,6 +118,18 @@ def _of_difference(meta: Mapping[str, Any]) -> list[Remark]:
                 "registration",
                 f"The frames are registered to {max(shifts):.2f} px only (limit {REGISTRATION_LIMIT_PX}): expect "
                 "false pairs of bright and dark at stars.",
+            )
+        )
+    ratio, error = number(meta, "flux_ratio"), number(meta, "flux_ratio_error")
+    if ratio and error is not None and error / abs(ratio) > _FLUX_SCALE_TOLERANCE:
+        share, used = error / abs(ratio), number(meta, "n_matched") or 0
+        found.append(
+            Remark(
+                "warning",
+                "flux scale",
+                f"The frames' flux ratio is known to {share:.0%} only, from {used:.0f} sources in common: stars "
+                f"over an S/N of {5 / share:.0f} may be left as false changes. Use frames with more stars in common, or "
+                "mask what is no star (satellites, blooming).",
             )
         )
     coverage = number(meta, "coverage")

@@ -24,6 +24,7 @@ def about(difference: dict[str, Any], frame: dict[str, Any], **options: Any) -> 
 
 def test_good_data_need_no_words() -> None:
     assert about({}, {}) == set()
+    assert about({"flux_ratio": 0.5, "flux_ratio_error": 0.02}, {}) == set()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def test_good_data_need_no_words() -> None:
         ({"score_sigma": 0.94}, {}, "score noise"),
         ({"score_sigma_raw": 1.3}, {}, "score noise"),
         ({"dy_rms": 0.31}, {}, "registration"),
+        ({"flux_ratio": 9.2, "flux_ratio_error": 1.5, "n_matched": 4}, {}, "flux scale"),
         ({"coverage": 0.84}, {}, "coverage"),
         ({}, {"saturated_fraction": 0.05}, "saturation"),
         ({}, {"n_stars": 4}, "psf"),
