@@ -128,8 +128,8 @@ def _of_difference(meta: Mapping[str, Any]) -> list[Remark]:
                 "warning",
                 "flux scale",
                 f"The frames' flux ratio is known to {share:.0%} only, from {used:.0f} sources in common: stars "
-                f"over an S/N of {5 / share:.0f} may be left as false changes. Use frames with more stars in common, or "
-                "mask what is no star (satellites, blooming).",
+                f"over an S/N of {5 / share:.0f} may be left as false changes. Use frames with more stars in "
+                "common, or mask what is no star (satellites, blooming).",
             )
         )
     coverage = number(meta, "coverage")
