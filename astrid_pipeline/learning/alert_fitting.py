@@ -179,6 +179,11 @@ def fit_alert_model(
     return replace(model, facts={**model.facts, "data": shards.hash})
 
 
+def forests_of(kinds: int) -> int:
+    """Return how many forests `fit_forests` grows on so many kinds of simulated stamps."""
+    return len(VIEWS) * (kinds + 1 if kinds > 1 else 1)
+
+
 def fit_forests(
     simulated: Sequence[Material],
     detector: Detector,
@@ -188,13 +193,14 @@ def fit_forests(
     name: str = "astrid-alerts",
     version: str = "",
     seed: int = 0,
+    grown: Callable[[], None] | None = None,
 ) -> AlertModel:
     """Return forests grown on simulated stamps and, with `share` of all weight, curated ones.
 
     There is one forest for each of `VIEWS` on each kind of simulated stamps, and on all together. Each is grown on
     a bootstrap of the images and objects (whole ones: stamps of one share its sky); the calibration is found on what a
     forest did not see: on the curated ones where there are `LEAST` of each kind, since real alerts are what it is for,
-    else on the simulated.
+    else on the simulated. `grown` is called after each forest.
 
     Raises
     ------
@@ -221,11 +227,18 @@ def fit_forests(
             replace(part.take(r), weight=k * part.weight[r])
             for part, r, k in zip(parts, rows, scales, strict=True)
         ]
-        grown = joined(drawn)
+        all_drawn = joined(drawn)
         member = fit_real_bogus(
-            grown.features, grown.real, view, groups=grown.groups, weight=grown.weight, seed=seed + n
+            all_drawn.features,
+            all_drawn.real,
+            view,
+            groups=all_drawn.groups,
+            weight=all_drawn.weight,
+            seed=seed + n,
         )
         members.append(member)
+        if grown is not None:
+            grown()
         last = len(parts) - 1 if judge else 0
         unseen = parts[last].take(np.flatnonzero(times[last] == 0))
         outside_z.append(member.logit(unseen.features))

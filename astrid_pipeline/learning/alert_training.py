@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 
 from astrid_pipeline.errors import ModelError
-from astrid_pipeline.learning.alert_fitting import Material, fit_forests, simulated_material
+from astrid_pipeline.learning.alert_fitting import Material, fit_forests, forests_of, simulated_material
 from astrid_pipeline.learning.alert_model import LEAST, AlertModel, stamp_features
 from astrid_pipeline.learning.alert_scores import agreement
 from astrid_pipeline.learning.curated import CuratedSet
@@ -80,9 +81,17 @@ def curated_material(
 
 
 def cross_fitted(
-    simulated: Sequence[Material], curated: Material, detector: Detector, *, share: float, seed: int = 0
+    simulated: Sequence[Material],
+    curated: Material,
+    detector: Detector,
+    *,
+    share: float,
+    seed: int = 0,
+    grown: Callable[[], None] | None = None,
 ) -> Floats:
     """Return the probability of each curated example by forests that have seen none of its object.
+
+    `grown` is called after each forest.
 
     Raises
     ------
@@ -102,7 +111,7 @@ def cross_fitted(
     out = np.full(len(curated), np.nan)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for train, test in splits.split(curated.features, curated.real, curated.groups):
-        model = fit_forests(simulated, detector, curated.take(train), share=share, seed=seed)
+        model = fit_forests(simulated, detector, curated.take(train), share=share, seed=seed, grown=grown)
         out[test] = model.score(curated.features.iloc[test])["real_probability"]
     return out
 
@@ -198,17 +207,26 @@ def train_alerts(
     )
     seconds["data"] = time.perf_counter() - began
     began = time.perf_counter()
-    tell("fit", 0, 3, {})
-    alone = fit_forests(simulated, detector, seed=seed)
-    tell("fit", 1, 3, {})
+    # Forests without curated examples, with them, and once more for each part of them that is left out.
+    total, done = forests_of(len(simulated)) * (2 + _FOLDS), itertools.count(1)
+
+    def grown() -> None:
+        tell("fit", next(done), total, {})
+
+    alone = fit_forests(simulated, detector, seed=seed, grown=grown)
     model = fit_forests(
-        simulated, detector, known, share=share, version=version or f"{curated.hash[:8]}-{seed}", seed=seed
+        simulated,
+        detector,
+        known,
+        share=share,
+        version=version or f"{curated.hash[:8]}-{seed}",
+        seed=seed,
+        grown=grown,
     )
-    tell("fit", 2, 3, {})
     probability = np.full(len(every), np.nan)
-    probability[learned] = cross_fitted(simulated, known, detector, share=share, seed=seed)
+    probability[learned] = cross_fitted(simulated, known, detector, share=share, seed=seed, grown=grown)
     probability[test] = model.score(every.features.iloc[test])["real_probability"]
-    tell("fit", 3, 3, {})
+    tell("fit", total, total, {})
     seconds["fit"] = time.perf_counter() - began
     before = alone.score(every.features)["real_probability"].to_numpy(float)
     rows = []

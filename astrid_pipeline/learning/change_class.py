@@ -18,10 +18,9 @@ import pandas as pd
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.calibration import logit
-from astrid_pipeline.learning.peaks import class_probabilities
 from astrid_pipeline.learning.real_bogus import columns_of
 from astrid_pipeline.learning.schema import CLASSES
-from astrid_pipeline.learning.trees import Forest, from_classes_boosting
+from astrid_pipeline.learning.trees import Forest, from_classes_boosting, number_of_trees
 
 Floats = npt.NDArray[np.float64]
 
@@ -149,11 +148,6 @@ class ChangeClass:
         return cls(forests, baselines, dict(facts))
 
 
-def class_shares(model: ChangeClass | None, peaks: pd.DataFrame) -> Floats:
-    """Return (rows, classes) probabilities: a detector's model's, or the heats' shares where it has none."""
-    return class_probabilities(peaks) if model is None else model(peaks)
-
-
 def fit_change_class(peaks: pd.DataFrame, label: npt.ArrayLike, *, seed: int = 0) -> ChangeClass:
     """Return trees fitted to real peaks of known class.
 
@@ -184,7 +178,6 @@ def fit_change_class(peaks: pd.DataFrame, label: npt.ArrayLike, *, seed: int = 0
     rng = np.random.default_rng(seed)
     rows = pd.concat([class_features(peaks, rng) for _ in range(COPIES)]).to_numpy(np.float64)
     keys, number = np.tile(pd.factorize(peaks["image_id"])[0], COPIES), np.tile(number, COPIES)
-    held = np.isin(keys, rng.permutation(keys.max() + 1)[: max(1, (keys.max() + 1) // 10)])
     options: dict[str, Any] = {
         "learning_rate": 0.06,
         "max_leaf_nodes": 15,
@@ -193,15 +186,7 @@ def fit_change_class(peaks: pd.DataFrame, label: npt.ArrayLike, *, seed: int = 0
         "random_state": seed,
         "early_stopping": False,
     }
-    trees = 100
-    if len(np.unique(number[~held])) == len(np.unique(number[held])) == len(CLASSES):
-        trial = HistGradientBoostingClassifier(max_iter=250, **options).fit(rows[~held], number[~held])
-        at = np.arange(int(held.sum()))
-        losses = [
-            -np.log(np.clip(p[at, number[held]], 1e-9, 1)).mean()
-            for p in trial.staged_predict_proba(rows[held])
-        ]
-        trees = max(int(np.argmin(losses)) + 1, 10)
+    trees = number_of_trees(rows, number, keys, options, most=250, otherwise=100, seed=seed)
     model = HistGradientBoostingClassifier(max_iter=trees, **options).fit(rows, number)
     forests, baselines = from_classes_boosting(model)
     facts = {"trees": trees, "seed": seed, "counts": dict(zip(CLASSES, counts.tolist(), strict=True))}

@@ -17,12 +17,13 @@ from torch import nn
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.calibration import Calibrator, logit
-from astrid_pipeline.learning.change_class import ChangeClass, class_shares
+from astrid_pipeline.learning.change_class import ChangeClass
 from astrid_pipeline.learning.classical import Classical
 from astrid_pipeline.learning.correction import Correction
 from astrid_pipeline.learning.ensemble import Ensemble
 from astrid_pipeline.learning.epochs import FLOOR, OtherEpochs
 from astrid_pipeline.learning.network import prepare_for_inference
+from astrid_pipeline.learning.peaks import class_probabilities
 from astrid_pipeline.learning.profile import SurveyProfile
 from astrid_pipeline.learning.real_bogus import RealBogus
 
@@ -140,7 +141,7 @@ class Detector:
 
     def class_shares(self, table: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Return (rows, classes): how probable each class is, if the change is real."""
-        return class_shares(self.classes, table)
+        return class_probabilities(table) if self.classes is None else self.classes(table)
 
     def score(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return score, unet_score, real_bogus, isolation and one_class of peaks with features.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from astrid_pipeline.learning.matching import FALSE, NEITHER, RIGHT, distance, match
-from astrid_pipeline.learning.peaks import MASK_LEVEL
+from astrid_pipeline.learning.peaks import MASK_LEVEL, marked_regions
 from astrid_pipeline.learning.schema import CLASSES
 from astrid_pipeline.learning.targets import POSITIVE_SNR, SOURCE_BIT, UNUSABLE_BIT
 
@@ -75,11 +75,7 @@ def mask_of(
     (N,) int64:
         Number of each detection's region, 0 where it has none.
     """
-    from scipy.ndimage import label
-
-    regions, count = label(probability > MASK_LEVEL, structure=np.ones((3, 3)))
-    areas = np.bincount(regions.ravel(), minlength=count + 1)
-    areas[0] = 0
+    regions, areas = marked_regions(probability)
     own = np.zeros(len(np.atleast_1d(np.asarray(x, float))), np.int64)
     height, width = probability.shape
     columns = np.clip(np.rint(np.atleast_1d(np.asarray(x, float))).astype(int), 0, width - 1)
@@ -87,7 +83,7 @@ def mask_of(
     for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
         near = regions[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
         own[i] = near.ravel()[areas[near].argmax()]
-    kept = np.zeros(count + 1, np.int32)
+    kept = np.zeros(len(areas), np.int32)
     kept[own] = own
     kept[0] = 0
     return kept[regions], own

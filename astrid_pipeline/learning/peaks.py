@@ -41,6 +41,21 @@ def combine(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return 1 - np.prod(1 - heat, axis=0)
 
 
+def marked_regions(
+    mask: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return (H, W) numbers of the connected regions (8 neighbours) over `MASK_LEVEL`, and (regions + 1,) their pixels.
+
+    Outside, the number is 0, which has no pixels.
+    """
+    from scipy.ndimage import label
+
+    regions, count = label(mask > MASK_LEVEL, structure=np.ones((3, 3)))
+    areas = np.bincount(regions.ravel(), minlength=count + 1)
+    areas[0] = 0
+    return regions, areas
+
+
 def find_peaks(
     probability: npt.NDArray[np.float32],
     unusable: npt.NDArray[np.bool_],
@@ -64,7 +79,7 @@ def find_peaks(
         combined heat, heat of each class, pixels of the mask that the peak lies in or within 1 px of, and the
         mask's mean probability in the 3 × 3 pixels around.
     """
-    from scipy.ndimage import label, maximum_filter
+    from scipy.ndimage import maximum_filter
 
     heat, mask = probability[:-1], probability[-1]
     real = combine(heat)
@@ -73,9 +88,7 @@ def find_peaks(
     order = np.argsort(-real[rows, cols], kind="stable")
     rows, cols = rows[order], cols[order]
     rows, cols = _without_ties(rows, cols)
-    regions, count = label(mask > MASK_LEVEL, structure=np.ones((3, 3)))
-    areas = np.bincount(regions.ravel(), minlength=count + 1)
-    areas[0] = 0
+    regions, areas = marked_regions(mask)
     height, width = real.shape
     keep = _one_a_trail(regions[rows, cols], heat[:, rows, cols].argmax(axis=0))
     rows, cols = rows[keep], cols[keep]

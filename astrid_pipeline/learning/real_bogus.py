@@ -14,7 +14,7 @@ import pandas as pd
 from astrid_pipeline.errors import ModelError
 from astrid_pipeline.learning import weights
 from astrid_pipeline.learning.calibration import sigmoid
-from astrid_pipeline.learning.trees import Forest, from_boosting
+from astrid_pipeline.learning.trees import Forest, from_boosting, number_of_trees
 
 Floats = npt.NDArray[np.float64]
 
@@ -135,8 +135,6 @@ def fit_real_bogus(
         )
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
     keys = np.arange(len(y)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    rng = np.random.default_rng(seed)
-    held = np.isin(keys, rng.permutation(keys.max() + 1)[: max(1, (keys.max() + 1) // 10)])
     options: dict[str, Any] = {
         "learning_rate": 0.08,
         "max_leaf_nodes": 15,  # shallow: some thousands of peaks, not millions
@@ -145,15 +143,8 @@ def fit_real_bogus(
         "random_state": seed,
         "early_stopping": False,
     }
-    trees = 150
-    if 0 < y[held].sum() < held.sum() and 0 < y[~held].sum() < (~held).sum():
-        trial = HistGradientBoostingClassifier(max_iter=300, **options).fit(rows[~held], y[~held], w[~held])
-        losses = []
-        for p in trial.staged_predict_proba(rows[held]):
-            q = np.clip(p[:, 1], 1e-9, 1 - 1e-9)
-            losses.append(-np.average(np.where(y[held], np.log(q), np.log(1 - q)), weights=w[held]))
-        trees = int(np.argmin(losses)) + 1
-    model = HistGradientBoostingClassifier(max_iter=max(trees, 10), **options).fit(rows, y, w)
+    trees = number_of_trees(rows, y, keys, options, most=300, otherwise=150, weight=w, seed=seed)
+    model = HistGradientBoostingClassifier(max_iter=trees, **options).fit(rows, y, w)
     forest, baseline = from_boosting(model)
     facts = {"trees": len(forest.roots), "real": int(y.sum()), "bogus": int((~y).sum()), "seed": seed}
     return RealBogus(forest, baseline, features, facts)
